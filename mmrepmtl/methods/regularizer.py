@@ -1,0 +1,42 @@
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Regularizer(nn.Module):
+    """Base of penalties on the shared representation, added to the objective after weighting and aggregation.
+
+    ``forward`` returns its terms already multiplied by their weights, as a dict of scalars; with several processes the
+    *mean over ranks* of the terms and of their gradients is the term of the concatenated batch, which is the
+    convention of DistributedDataParallel. ``diagnostics`` holds plain floats of the last call for the log.
+    """
+
+    #: Prefix of the diagnostics in the log.
+    name: str = 'regularizer'
+
+    def forward(self, losses: Mapping[str, Tensor], representation, *, scale: float | Tensor = 1.0,
+                advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Computes the penalty.
+
+        Args:
+            losses: {task: scalar loss}, attached to the graph, not transformed, unweighted, in the order of the tasks.
+                Tasks that no sample of the global batch is labelled for are absent.
+            representation: The shared representation that the losses were computed from: a tensor, a list of them
+                (several levels) or {task: tensor} (tasks that do not share samples).
+            scale: The losses are multiplied by it before they are differentiated (float16; the result is invariant).
+            advance: Whether this call ends an optimizer step (False in all but the last micro-batch of a step).
+            task_weights: (T,) factor of each task's transformed loss in the objective; only used by diagnostics.
+        """
+        raise NotImplementedError
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Name -> value of the last call."""
+        return {}
+
+
+def num_processes() -> int:
+    """World size, 1 outside torch.distributed."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1

@@ -1,0 +1,3 @@
+from .multi_task_data_sample import MultiTaskDataSample
+
+__all__ = ['MultiTaskDataSample']
