@@ -1,0 +1,211 @@
+"""Transforms that move pixels: the image and all its dense targets together, each by its kind.
+
+Random numbers come from NumPy's global generator, as in mmcv; ``MultiTaskDataset`` seeds it per sample.
+"""
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmrepmtl.datasets.transforms import functional as F
+from mmrepmtl.registry import TRANSFORMS
+
+
+def _map_targets(results: dict, functions: dict[str, Callable[[np.ndarray, dict], np.ndarray]]) -> None:
+    """Replaces each target of a kind in ``functions`` by function(value, declaration); others stay."""
+    for name, value in results['gt'].items():
+        meta = results['targets'][name]
+        if meta['kind'] in functions:
+            results['gt'][name] = functions[meta['kind']](value, meta)
+
+
+def _set_image(results: dict, img: np.ndarray) -> None:
+    results['img'] = img
+    results['img_shape'] = img.shape[:2]
+
+
+def _as_size(size: Sequence[int], owner: str) -> tuple[int, int]:
+    size = tuple(size)
+    if len(size) != 2 or any(int(length) != length or length < 1 for length in size):
+        raise ValueError(f'{owner}: size must be (height, width) in pixels, got {size}')
+    return int(size[0]), int(size[1])
+
+
+@TRANSFORMS.register_module()
+class ResizeMultiTask(BaseTransform):
+    """Resizes the image and all dense targets to ``size``.
+
+    Image and normals are interpolated (normals are then renormalised, invalid ones neither spread nor mix in), labels
+    and depth take the nearest pixel. Depth values stay: the camera's pixels change, not the scene.
+
+    Args:
+        size (Sequence[int]): (height, width) in pixels.
+        interpolation (str): 'bilinear', or 'area' which avoids aliasing when shrinking. Defaults to 'bilinear'.
+
+    Raises:
+        ValueError: On a wrong size or an unknown interpolation.
+    """
+
+    def __init__(self, size: Sequence[int], interpolation: str = 'bilinear') -> None:
+        self.size = _as_size(size, 'ResizeMultiTask')
+        if interpolation not in F.INTERPOLATIONS:
+            raise ValueError(f'ResizeMultiTask: interpolation is {interpolation!r}, expected one of {F.INTERPOLATIONS}')
+        self.interpolation = interpolation
+
+    def transform(self, results: dict) -> dict:
+        # Each modality is looked at by itself, so targets of another size than the image come out right too.
+        def unless_there(function: Callable) -> Callable:
+            return lambda value, meta: value if value.shape[:2] == self.size else function(value)
+
+        resize_nearest = unless_there(lambda value: F.sample_nearest(value, self.size))
+        resize_normals = unless_there(lambda value: F.resize_normals(value, self.size, self.interpolation))
+        if results['img'].shape[:2] != self.size:
+            _set_image(results, F.resize_image(results['img'], self.size, self.interpolation))
+        _map_targets(results, dict(segmentation=resize_nearest, depth=resize_nearest, normals=resize_normals))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(size={self.size}, interpolation={self.interpolation!r})'
+
+
+@TRANSFORMS.register_module()
+class RandomZoom(BaseTransform):
+    """Crops a random window of (H / s, W / s) and enlarges it to (H, W), with s drawn from ``scales``.
+
+    The window's size is exact even where H / s is no whole number; its origin is a whole pixel. Image and normals are
+    bilinear, labels and depth nearest. The network sees an image that a camera of the same focal length would have
+    taken of an s times shallower scene, so depth is divided by s (a target that declares ``inverse=True`` is
+    multiplied).
+
+    Strictly, that scene has other normals: (nx, s ny, nz) renormalised, y into the scene, for the principal point that
+    moved with the window. Public code leaves normals as they are.
+
+    Args:
+        scales (Sequence[float]): Candidates for s, each 1 or more. Defaults to (1.0, 1.2, 1.5), the recipe of MTAN.
+        normal_zoom (str): 'public' leaves the directions as they are, 'geometric' makes them agree with depth.
+
+    Raises:
+        ValueError: On a scale below 1 or an unknown ``normal_zoom``.
+    """
+
+    def __init__(self, scales: Sequence[float] = (1.0, 1.2, 1.5), normal_zoom: str = 'public') -> None:
+        if not scales or min(scales) < 1:
+            raise ValueError(f'RandomZoom: scales must be 1 or more, got {tuple(scales)}')
+        if normal_zoom not in ('public', 'geometric'):
+            raise ValueError(f"RandomZoom: normal_zoom is {normal_zoom!r}, expected 'public' or 'geometric'")
+        self.scales = tuple(float(scale) for scale in scales)
+        self.normal_zoom = normal_zoom
+
+    def transform(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        scale = self.scales[np.random.randint(len(self.scales))]
+        # Drawn also at scale 1, so that later transforms get the same numbers whatever the scale.
+        top, left = (np.random.randint(int(length - length / scale) + 1) for length in (height, width))
+        return results if scale == 1 else self.zoom(results, scale, top, left)
+
+    def zoom(self, results: dict, scale: float, top: int, left: int) -> dict:
+        """Enlarges the window at (top, left) ``scale`` times."""
+        size = results['img'].shape[:2]
+        for name, value in results['gt'].items():
+            if results['targets'][name]['kind'] in F.DENSE_KINDS and value.shape[:2] != size:
+                raise ValueError(f'{results.get("img_path")}: RandomZoom needs targets of the size of the image '
+                                 f'{size}, {name!r} has {value.shape[:2]}')
+
+        def nearest(value: np.ndarray, meta: dict) -> np.ndarray:
+            return F.sample_nearest(value, size, top, left, (scale, scale))
+
+        def depth(value: np.ndarray, meta: dict) -> np.ndarray:
+            factor = scale if meta.get('inverse', False) else 1 / scale
+            return nearest(value, meta) * value.dtype.type(factor)
+
+        def normals(value: np.ndarray, meta: dict) -> np.ndarray:
+            return F.zoom_normals(value, size, top, left, scale, self.normal_zoom == 'geometric')
+
+        _set_image(results, F.sample_bilinear(results['img'], size, top, left, (scale, scale)))
+        _map_targets(results, dict(segmentation=nearest, depth=depth, normals=normals))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(scales={self.scales}, normal_zoom={self.normal_zoom!r})'
+
+
+@TRANSFORMS.register_module()
+class RandomFlip(BaseTransform):
+    """Mirrors left and right with probability ``prob``; the normals' x (right) changes its sign.
+
+    Targets without pixels (classification, regression) stay as they are.
+
+    Args:
+        prob (float): Probability in [0, 1]. Defaults to 0.5.
+
+    Raises:
+        ValueError: If ``prob`` is no probability.
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f'RandomFlip: prob must be in [0, 1], got {prob}')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        if np.random.rand() >= self.prob:
+            return results
+
+        def mirror(value: np.ndarray, meta: dict | None = None) -> np.ndarray:
+            return np.ascontiguousarray(value[:, ::-1])
+
+        _set_image(results, mirror(results['img']))
+        _map_targets(results, dict(
+            segmentation=mirror, depth=mirror, normals=lambda value, meta: F.flip_normals(value)))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(prob={self.prob})'
+
+
+@TRANSFORMS.register_module()
+class PadMultiTask(BaseTransform):
+    """Pads at the bottom and on the right: labels with void, depth and normals with invalid, the image with ``fill``.
+
+    Args:
+        size (Sequence[int], optional): (height, width) in pixels to pad to.
+        divisor (int, optional): Pad to the next multiple of this instead. Give one of the two.
+        fill (float): Image value in [0, 1]. Defaults to 0.
+
+    Raises:
+        ValueError: If not exactly one of ``size`` and ``divisor`` is given, or an image is larger than ``size``.
+    """
+
+    def __init__(self, size: Sequence[int] | None = None, divisor: int | None = None, fill: float = 0.0) -> None:
+        if (size is None) == (divisor is None):
+            raise ValueError('PadMultiTask: give either size or divisor')
+        if divisor is not None and divisor < 1:
+            raise ValueError(f'PadMultiTask: divisor must be 1 or more, got {divisor}')
+        if not 0 <= fill <= 1:
+            raise ValueError(f'PadMultiTask: fill must be in [0, 1], got {fill}')
+        self.size = None if size is None else _as_size(size, 'PadMultiTask')
+        self.divisor = divisor
+        self.fill = fill
+
+    def transform(self, results: dict) -> dict:
+        height, width = results['img'].shape[:2]
+        if self.size is None:
+            size = (-(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor)
+        else:
+            size = self.size
+        if height > size[0] or width > size[1]:
+            raise ValueError(f'{results.get("img_path")}: image of {(height, width)} cannot be padded to {size}; '
+                             'resize it first')
+
+        def pad(value: np.ndarray, meta: dict) -> np.ndarray:
+            if value.shape[:2] != (height, width):
+                raise ValueError(f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
+                                 f'{(height, width)}, found {value.shape[:2]}')
+            return F.pad_bottom_right(value, size, F.INVALID[meta['kind']])
+
+        _set_image(results, F.pad_bottom_right(results['img'], size, self.fill))
+        _map_targets(results, dict.fromkeys(F.DENSE_KINDS, pad))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(size={self.size}, divisor={self.divisor}, fill={self.fill})'

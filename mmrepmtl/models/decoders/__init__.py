@@ -1,0 +1,6 @@
+from .base import Decoder
+from .conv import ConvDecoder
+from .deeplab import DeepLabDecoder
+from .linear import LinearDecoder
+
+__all__ = ['ConvDecoder', 'Decoder', 'DeepLabDecoder', 'LinearDecoder']
