@@ -1,0 +1,38 @@
+# `make quickstart` is the one command of the README; everything is installed into .venv, nothing outside this folder.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install quickstart test lint clean
+
+install: $(INSTALLED)
+
+# onedl-mmcv asks for opencv-python, which links libGL: without a display (containers, cluster nodes) `import cv2` fails.
+# The headless build has the same cv2 without the windows, so it takes its place here on every machine. Both write the folder
+# cv2, so the other one goes first. `pip check` then misses opencv-python: it knows packages by their names only.
+$(INSTALLED): setup.py $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, \
+	this is " + sys.version.split()[0] + ": make install PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c requirements/constraints.txt -e '.[mm,dev]'
+	$(PIP) uninstall -q -y opencv-python
+	$(PIP) install -c requirements/constraints.txt --no-deps --force-reinstall opencv-python-headless
+	$(BIN)/python -c 'import cv2, mmrepmtl'
+	@touch $@
+
+quickstart: install
+	$(BIN)/python tools/quickstart.py
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
