@@ -6,14 +6,14 @@ from torch import Tensor, nn
 class Aggregator(nn.Module):
     """Base of gradient aggregators: T task gradients become the one gradient of the shared parameters.
 
-    Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner products
-    of the gradients derives from :class:`GramianAggregator`; the engine then never builds the T x P matrix in one piece and,
-    at representation level, reduces a T x T matrix only. Its random state, if any, is equal on all ranks. Everything that
-    a resumed run needs is in ``state_dict()``.
+    Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner
+    products of the gradients derives from :class:`GramianAggregator`; the engine then never builds the T x P matrix in
+    one piece and, at representation level, reduces a T x T matrix only. Its random state, if any, is equal on all
+    ranks. Everything that a resumed run needs is in ``state_dict()``.
 
     Args:
-        level: Where the gradients are taken: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z, the
-            encoder is then traversed once).
+        level: Where the gradients are taken: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z,
+            the encoder is then traversed once).
     """
 
     #: Levels that the method's definition allows.
@@ -27,6 +27,7 @@ class Aggregator(nn.Module):
 
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""
+        del num_tasks
 
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor | None]:
         """Combines the gradients.

@@ -1,6 +1,5 @@
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 
@@ -21,21 +20,17 @@ class Weighting(nn.Module):
 
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""
+        del num_tasks
 
-    def forward(self, losses_T: Tensor) -> Tensor:
-        """Returns the scalar to minimise of ``losses_T`` (T,)."""
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> Tensor:
+        """Combines the losses.
+
+        Args:
+            losses_T: The task losses, after the log transform if there is one, (T,).
+            labelled_T: Which tasks any sample of the batch is labelled for, (T,) bool; None: all. What an unlabelled
+                task does to the others is documented by each method; its entry in ``losses_T`` is 0 and means nothing.
+
+        Returns:
+            The scalar to minimise.
+        """
         raise NotImplementedError
-
-
-class SeededModule(nn.Module):
-    """A module with its own random state, equal on all ranks and part of ``state_dict()``."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def get_extra_state(self) -> Tensor:
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state.cpu())

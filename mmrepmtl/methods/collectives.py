@@ -1,0 +1,80 @@
+"""What the regularisers need of torch.distributed and of exact float32 products. No collective runs in a backward."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Ranks:
+    """The processes that share a global batch: one in a plain loop, all of ``process_group`` under torch.distributed.
+
+    Args:
+        process_group: The group; ``None`` is the default group.
+        enabled: ``False`` makes this process the only one.
+    """
+
+    def __init__(self, process_group: Any = None, enabled: bool = True) -> None:
+        self.group = process_group
+        ready = enabled and torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.size = torch.distributed.get_world_size(process_group) if ready else 1
+        self.rank = torch.distributed.get_rank(process_group) if ready else 0
+        if self.rank < 0:
+            raise ValueError('this process is not a member of process_group: pass a group that contains it')
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks of ``values`` (same shape on each rank), detached."""
+        total = values.detach().clone()
+        if self.size > 1:
+            torch.distributed.all_reduce(total, group=self.group)
+        return total
+
+    def sum_and_sizes(self, values_K: Tensor, size: int) -> tuple[Tensor, list[int]]:
+        """:meth:`sum` of ``values_K`` and the ``size`` of every rank, in one collective."""
+        if self.size == 1:
+            return values_K.detach(), [size]
+        sizes_R = values_K.new_zeros(self.size)
+        sizes_R[self.rank] = size
+        total = self.sum(torch.cat([values_K.detach(), sizes_R]))
+        return total[:-self.size], [round(number) for number in total[-self.size:].tolist()]
+
+    def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """Concatenates the rows of all ranks in rank order, detached.
+
+        Args:
+            rows: (sizes[rank], K), the same K on each rank.
+            sizes: Number of rows of each rank.
+        """
+        if self.size == 1:
+            return rows.detach()
+        # One shape on all ranks, because not every backend gathers unequal ones.
+        padded = rows.new_zeros(max(sizes), rows.shape[1])
+        padded[:len(rows)] = rows.detach()
+        received = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(received, padded, group=self.group)
+        return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+
+
+def _product_settings() -> Iterator[tuple[Any, str, Any]]:
+    """(module, attribute, exact value) of each switch that now lets float32 products lose digits."""
+    for backend in (torch.backends.cuda, torch.backends.mkldnn):
+        matmul = getattr(backend, 'matmul', None)
+        # torch before 2.9 has allow_tf32 only, and later versions refuse to read it once the two were mixed.
+        if hasattr(matmul, 'fp32_precision'):
+            if matmul.fp32_precision not in ('ieee', 'none'):
+                yield matmul, 'fp32_precision', 'ieee'
+        elif matmul is not None and matmul.allow_tf32:
+            yield matmul, 'allow_tf32', False
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Autocast off on ``device_type`` and float32 products in float32 (no TF32); restores the settings on exit."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        for module, attribute, exact in list(_product_settings()):
+            stack.callback(setattr, module, attribute, getattr(module, attribute))
+            setattr(module, attribute, exact)
+        yield

@@ -1,0 +1,325 @@
+"""Rep-MTL: representation-level task saliency (ICCV 2025, arXiv 2507.21049).
+
+The saliency of a task is the gradient of its loss at the shared representation Z. Two penalties on it join the
+objective: TSR (:mod:`~mmrepmtl.methods.tsr`) and CSA (:mod:`~mmrepmtl.methods.csa`).
+
+Dimensions: T tasks, B samples, C channels, N positions.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from mmrepmtl.methods.collectives import Ranks, full_precision
+from mmrepmtl.methods.csa import align, as_positions, cross_task_saliency_alignment
+from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.saliency import (
+    LAYOUTS,
+    Representation,
+    check_twice_differentiable,
+    differentiate,
+    identity_views,
+    name_losses,
+    sources_of_tasks,
+    stack_levels,
+    task_saliency,
+)
+from mmrepmtl.methods.tsr import ownership, task_saliency_regulation
+
+__all__ = ['RepMTL', 'cross_task_saliency_alignment', 'identity_views', 'task_saliency', 'task_saliency_regulation']
+
+#: Below this entropy / ln T one task owns almost every position.
+_COLLAPSED = 0.1
+#: With fewer samples than this, BatchNorm at the entry of a head makes anchors rounding noise (1) or opposite (2).
+_FEW_SAMPLES = 4
+
+
+class RepMTL(Regularizer):
+    """The Rep-MTL regulariser: ``lambda_tsr * TSR + lambda_csa * CSA`` of the saliency of the tasks.
+
+    Args:
+        lambda_tsr: Weight of TSR.
+        lambda_csa: Weight of CSA.
+        temperature: Divisor of CSA's similarities. Not stated in the paper; 0.1 is far too strong.
+        gather_negatives: CSA contrasts with the samples of all processes, and is then equal to one process on the whole
+            batch. Otherwise each process contrasts its own, and the mean over processes is taken.
+        shared_samples: ``False`` where each task has samples of its own; these are paired by position.
+            ``representation`` is then {task: Z_t}, or one tensor with the ``slices`` of the tasks.
+        saliency_transform: ``'log'``: the saliency is that of log losses, whose factor 1 / loss is a constant.
+            ``None``: that of the losses.
+        layout: ``'NCHW'``, ``'NHWC'`` or ``'NLC'`` (tokens); B x C maps go with each of the first two.
+        num_prefix_tokens: Leading tokens (class, registers) that are left out; ``'NLC'`` only.
+        through: ``'all'``: the penalty's gradient reaches encoder and heads. ``'representation'``: only the encoder,
+            through Z. The gradient of both penalties is then carried by one of the two terms, so only their sum's is
+            meaningful.
+        warmup_iters: Optimizer steps over which both weights grow linearly from 0.
+        saliency_floor: TSR leaves out the positions whose summed saliency is below this fraction of the batch mean.
+        interval: The penalty is computed at every ``interval``-th optimizer step, times ``interval``. Under Adam or
+            clipping this is not the same as a penalty at each step.
+
+    Attributes:
+        process_group: The processes that share a batch; ``None`` is the default group.
+        measure_gradient: Whether ``diagnostics`` gets ``grad_ratio``, for some arithmetic on tensors as large as Z.
+        backward_scale: What the final backward multiplies the objective by beyond ``scale`` (1 / accumulation); only
+            used for ``grad_ratio``.
+        slices: {task: its rows of Z} where one tensor holds the samples of all tasks (``shared_samples=False``).
+
+    Raises:
+        ValueError: An argument out of its range.
+    """
+
+    name = 'rep_mtl'
+    num_steps: Tensor
+
+    def __init__(self, lambda_tsr: float = 0.9, lambda_csa: float = 0.9, temperature: float = 1.0,
+                 gather_negatives: bool = True, shared_samples: bool = True, saliency_transform: str | None = 'log',
+                 layout: str = 'NCHW', num_prefix_tokens: int = 0, through: str = 'all', warmup_iters: int = 0,
+                 saliency_floor: float = 0.0, interval: int = 1) -> None:
+        super().__init__()
+        for argument, value, allowed in (('saliency_transform', saliency_transform, (None, 'log')),
+                                         ('layout', layout, LAYOUTS),
+                                         ('through', through, ('all', 'representation'))):
+            if value not in allowed:
+                raise ValueError(f'RepMTL: {argument} must be one of {allowed}, got {value!r}')
+        for argument, value, least in (('lambda_tsr', lambda_tsr, 0), ('lambda_csa', lambda_csa, 0),
+                                       ('num_prefix_tokens', num_prefix_tokens, 0), ('warmup_iters', warmup_iters, 0),
+                                       ('interval', interval, 1),
+                                       ('saliency_floor', saliency_floor, 0)):
+            if not value >= least:
+                raise ValueError(f'RepMTL: {argument} must be at least {least}, got {value!r}')
+        if not temperature > 0:
+            raise ValueError(f'RepMTL: temperature must be positive, got {temperature!r}')
+        if num_prefix_tokens and layout != 'NLC':
+            raise ValueError(f"RepMTL: num_prefix_tokens={num_prefix_tokens} needs layout='NLC', got {layout!r}")
+        self.lambda_tsr, self.lambda_csa, self.temperature = lambda_tsr, lambda_csa, temperature
+        self.gather_negatives, self.shared_samples = gather_negatives, shared_samples
+        self.saliency_transform = saliency_transform
+        self.layout, self.num_prefix_tokens, self.through = layout, num_prefix_tokens, through
+        self.warmup_iters, self.saliency_floor, self.interval = warmup_iters, saliency_floor, interval
+        self.process_group: Any = None
+        self.measure_gradient = False
+        self.backward_scale: float | Tensor = 1.0
+        self.slices: Mapping[str, slice] | None = None
+        # Optimizer steps so far, in the checkpoint: a resumed run keeps its interval and its warmup.
+        self.register_buffer('num_steps', torch.zeros((), dtype=torch.long))
+        self._values: dict[str, Tensor] = {}
+        self._squares: dict[int, Tensor] = {}
+        self._unwatched: Tensor | None = None
+        self._warned: set[str] = set()
+        self._checked = False
+
+    def forward(self, losses: Mapping[str, Tensor], representation: Representation, *, scale: float | Tensor = 1.0,
+                advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Computes both terms; see :class:`~mmrepmtl.methods.regularizer.Regularizer`.
+
+        Args:
+            losses: {task: scalar loss}, attached, not transformed, unweighted.
+            representation: The very tensor(s) that the heads read. Of several levels, or where deeper layers read it
+                too, the :func:`identity_views`.
+            scale: Factor of the final backward (float16's loss scale); the losses are multiplied by it before they are
+                differentiated. It cannot help where TSR's gradient exceeds float16 at a position whose saliencies
+                cancel: there use ``saliency_floor``.
+            advance: Whether this call ends an optimizer step.
+            task_weights: (T,) weight in the objective of each task's loss, transformed as ``saliency_transform`` says
+                (default: ones); for ``grad_ratio`` only.
+
+        Returns:
+            ``loss_tsr`` and ``loss_csa``, times their weight, warmup and interval; zeros at the steps without penalty.
+
+        Raises:
+            ValueError: A loss <= 0 under ``'log'``, a loss that does not depend on Z, or a head that cannot be
+                differentiated twice; each names the task.
+        """
+        self._watch_collapse()
+        losses = name_losses(losses)
+        # Reading a counter on the accelerator would wait for it.
+        step = int(self.num_steps) if self.interval > 1 or self.warmup_iters else 0
+        if advance:
+            self.num_steps += 1
+        if step % self.interval or not (self.lambda_tsr or self.lambda_csa):
+            zero = next(iter(losses.values())).new_zeros(())
+            return dict(loss_tsr=zero, loss_csa=zero.clone())
+        factor = self.interval * (min(1.0, step / self.warmup_iters) if self.warmup_iters else 1.0)
+        with full_precision(next(iter(losses.values())).device.type):
+            return self._penalty(losses, representation, scale, factor, task_weights)
+
+    def _penalty(self, losses: Mapping[str, Tensor], representation: Representation, scale: float | Tensor,
+                 factor: float, task_weights: Tensor | None) -> dict[str, Tensor]:
+        sources = self._sources(losses, representation)
+        ranks = Ranks(self.process_group)
+        transform, sizes = self._exchange(losses, sources, ranks)
+        gradients = differentiate(losses, sources, {task: scale * transform[task] for task in losses})
+        if not self._checked:
+            check_twice_differentiable(losses, sources, gradients)
+            self._checked = True
+        # Both penalties are invariant to the scale, so it stays in: dividing would copy the saliency.
+        levels = stack_levels(gradients, self.layout, self.num_prefix_tokens, self.slices)
+        levels = [as_positions(level) for level in levels]
+        tsr, csa = self._measure(losses, levels, ranks, sizes)
+        terms = dict(loss_tsr=factor * self.lambda_tsr * tsr, loss_csa=factor * self.lambda_csa * csa)
+        weights_T = torch.ones(len(losses)) if task_weights is None else task_weights
+        tasks = _combine(sources, gradients, [weight / scale for weight in weights_T]) if self.measure_gradient else {}
+        self._squares = {}
+        if self.through == 'representation':
+            return self._through_representation(terms, sources, scale, tasks)
+        for index, (source, part) in tasks.items():
+            self._record_at_backward(index, source, part, scale)
+        return terms
+
+    def _sources(self, losses: Mapping[str, Tensor], representation: Representation) -> dict[str, list[Tensor]]:
+        per_task = isinstance(representation, Mapping)
+        if self.shared_samples and (per_task or self.slices is not None):
+            raise ValueError('RepMTL: a representation per task, or slices of it, needs shared_samples=False')
+        if not self.shared_samples and per_task == (self.slices is not None):
+            raise ValueError('RepMTL: shared_samples=False needs the representation as {task: tensor}, or as one '
+                             'tensor with the attribute slices = {task: its rows}, and not both')
+        return sources_of_tasks(losses, representation)
+
+    def _exchange(self, losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
+                  ranks: Ranks) -> tuple[dict[str, float | Tensor], list[int]]:
+        """Factor of each loss in the saliency, and the number of samples of each rank."""
+        if self.slices is None:
+            length = min(len(source[0]) for source in sources.values())
+        else:
+            length = min(len(range(*self.slices[task].indices(len(sources[task][0])))) for task in losses)
+        values_T = torch.stack([loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
+                                for loss in losses.values()])
+        total_T, sizes = ranks.sum_and_sizes(values_T, length)
+        self._warn_few(length, sum(sizes))
+        if self.saliency_transform is None:
+            return dict.fromkeys(losses, 1.0), sizes
+        mean_T = total_T / ranks.size
+        # On the reduced values, so that all ranks stop together.
+        refused = {task: value for task, value in zip(losses, mean_T.tolist(), strict=True) if value <= 0}
+        if refused:
+            raise ValueError(f"RepMTL: saliency_transform='log' needs positive losses, got {refused}; use "
+                             'saliency_transform=None or a loss that is positive')
+        return dict(zip(losses, 1 / mean_T, strict=True)), sizes
+
+    def _measure(self, losses: Mapping[str, Tensor], levels: list[Tensor], ranks: Ranks,
+                 sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Both terms, unweighted, averaged over the levels, and their diagnostics."""
+        negatives = ranks if self.gather_negatives else Ranks(enabled=False)
+        # TSR first: the backward then adds its gradient into CSA's, and no third tensor as large as the saliency is
+        # made.
+        owners = [ownership(level, self.saliency_floor, ranks) for level in levels]
+        tsr = torch.stack([owner.loss for owner in owners]).mean()
+        share_T = torch.stack([owner.share_T for owner in owners]).mean(0)
+        limit = math.log(max(len(losses), 2))
+        self._values = dict(tsr=tsr.detach(), entropy=tsr.detach() / limit)
+        self._values |= {f'share/{task}': share for task, share in zip(losses, share_T, strict=True)}
+        if self.lambda_tsr and len(losses) > 1:
+            entropy = torch.stack([owner.entropy for owner in owners]).mean() / limit
+            # Where every saliency is zero nobody owns anything, which is no collapse.
+            self._unwatched = torch.where(share_T.sum() > 0, entropy, 1)
+            # Elsewhere looking at it now would wait for the accelerator; the next call or `diagnostics` does.
+            if entropy.device.type == 'cpu':
+                self._watch_collapse()
+        if not self.lambda_csa:
+            return tsr, tsr.new_zeros(())
+        own_sizes = sizes if self.gather_negatives else [levels[0].shape[1]]
+        results = [align(level, self.temperature, negatives, own_sizes) for level in levels]
+        csa, positive, negative = (torch.stack(parts).mean() for parts in zip(*results, strict=True))
+        self._values |= dict(csa=csa.detach(), positive=positive, negative=negative)
+        return (tsr if self.lambda_tsr else tsr.detach()), csa
+
+    def _through_representation(self, terms: dict[str, Tensor], sources: Mapping[str, list[Tensor]],
+                                scale: float | Tensor, tasks: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Replaces the graph of the terms by one that carries the penalty's gradient at Z, and nothing to the heads."""
+        total = terms['loss_tsr'] + terms['loss_csa']
+        terms = {name: term.detach() for name, term in terms.items()}
+        unique = {id(source): source for levels in sources.values() for source in levels}
+        found: tuple[Tensor | None, ...] = (None,) * len(unique)
+        if total.requires_grad:
+            # A low-precision Z needs the scale in this backward as it does in the final one.
+            found = torch.autograd.grad(total * scale, list(unique.values()), retain_graph=True, allow_unused=True)
+        carrier = total.new_zeros(())
+        for (index, source), gradient in zip(unique.items(), found, strict=True):
+            if gradient is None:
+                gradient = torch.zeros_like(source)
+            gradient = gradient.to(total.dtype) / scale
+            carrier = carrier + (source.to(total.dtype) * gradient).sum()
+            if index in tasks:
+                self._squares[index] = _squares(gradient, tasks[index][1])
+        name = 'loss_csa' if self.lambda_csa else 'loss_tsr'
+        terms[name] = terms[name] + (carrier - carrier.detach())
+        return terms
+
+    def _record_at_backward(self, index: int, source: Tensor, tasks: Tensor, scale: float | Tensor) -> None:
+        """Measures the penalty's gradient as what arrives at ``source`` beyond the tasks' part."""
+        squares = self._squares
+        # A hook of the node below Z: one of Z itself would also see other methods' torch.autograd.grad(..., Z).
+        edge = get_gradient_edge(source)
+
+        def record(gradients: tuple[Tensor | None, ...]) -> None:
+            gradient = gradients[edge.output_nr]
+            if gradient is not None:
+                total = gradient.detach().to(tasks.dtype) / (scale * self.backward_scale)
+                squares[index] = _squares(total - tasks, tasks)
+
+        edge.node.register_prehook(record)
+
+    def _watch_collapse(self) -> None:
+        """Warns when the entropy of the last call collapsed, once until it recovers."""
+        if self._unwatched is None:
+            return
+        entropy, self._unwatched = float(self._unwatched), None
+        if entropy >= _COLLAPSED:
+            self._warned.discard('collapse')
+        else:
+            self._warn('collapse', f'entropy / ln T of the task saliency collapsed to {entropy:.3f}: one task owns '
+                       'almost every position. Lower lambda_tsr, or use warmup_iters, saliency_floor or '
+                       "through='representation'")
+
+    def _warn_few(self, own: int, everywhere: int) -> None:
+        if not self.lambda_csa:
+            return
+        if (everywhere if self.gather_negatives else own) == 1:
+            self._warn('single', 'CSA has no negatives in a batch of one sample and is 0')
+        elif own < _FEW_SAMPLES:
+            self._warn('few', f'CSA on {own} samples per process: heads that begin with convolution + BatchNorm make '
+                       f'its anchors degenerate below {_FEW_SAMPLES} samples per BatchNorm batch')
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f'RepMTL: {message}', stacklevel=2)
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Of the last call that computed the penalty.
+
+        ``tsr`` and ``csa`` (unweighted), ``entropy`` (TSR / ln T), ``share/TASK`` (mean ownership), ``positive`` and
+        ``negative`` (mean similarities) and, after the backward where ``measure_gradient`` is set, ``grad_ratio``: the
+        norm at Z of the penalty's gradient over that of the tasks'. The mean over ranks of the first three is that of
+        the whole batch.
+        """
+        self._watch_collapse()
+        values = {name: float(value) for name, value in self._values.items()}
+        if self._squares:
+            penalty, tasks = torch.stack(list(self._squares.values())).sum(0).sqrt().tolist()
+            values['grad_ratio'] = penalty / tasks if tasks else math.inf if penalty else 0.0
+        return values
+
+
+def _combine(sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]],
+             weights: list[float | Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """{id: (Z, sum of weight * gradient of the tasks)} of each distinct tensor that a task is differentiated by."""
+    combined: dict[int, tuple[Tensor, Tensor]] = {}
+    for weight, levels, parts in zip(weights, sources.values(), gradients.values(), strict=True):
+        for source, part in zip(levels, parts, strict=True):
+            part = part.detach() if part.dtype == torch.float64 else part.detach().float()
+            part = part * torch.as_tensor(weight, dtype=part.dtype, device=part.device).detach()
+            earlier = combined.get(id(source))
+            combined[id(source)] = source, part if earlier is None else earlier[1] + part
+    return combined
+
+
+def _squares(penalty: Tensor, tasks: Tensor) -> Tensor:
+    """Squared norms of both, (2,)."""
+    return torch.stack([torch.linalg.vector_norm(part).square() for part in (penalty, tasks)])

@@ -1,0 +1,38 @@
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from .base import Weighting
+
+
+class UncertaintyWeighting(Weighting):
+    """Homoscedastic-uncertainty weighting (UW): each loss divided by a learned variance.
+
+    Source: Kendall, Gal and Cipolla, CVPR 2018, Eq. 5-10, with ``s = log sigma^2`` and the regression form ``1/(2
+        sigma^2)``
+    for every task, as LibMTL and the Rep-MTL paper's baselines use it: the scalar
+    is ``sum_t L_t / (2 exp(s_t)) + s_t / 2``.
+    An unlabelled task is left out, its ``s_t`` included (its gradient is 0).
+
+    Args:
+        num_tasks: T; None where :meth:`setup` tells it later.
+    """
+
+    loss_transform = 'own'
+
+    def __init__(self, num_tasks: int | None = None) -> None:
+        super().__init__()
+        self.log_variance_T = UninitializedParameter()
+        if num_tasks is not None:
+            self.setup(num_tasks)
+
+    def setup(self, num_tasks: int) -> None:
+        """Materialises the T log variances at 0. Idempotent."""
+        if isinstance(self.log_variance_T, UninitializedParameter):
+            self.log_variance_T.materialize((num_tasks,))
+            nn.init.zeros_(self.log_variance_T)
+
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> Tensor:
+        """Returns ``sum_t L_t / (2 exp(s_t)) + s_t / 2`` over the labelled tasks."""
+        terms_T = losses_T * torch.exp(-self.log_variance_T) / 2 + self.log_variance_T / 2
+        return terms_T.sum() if labelled_T is None else terms_T[labelled_T].sum()

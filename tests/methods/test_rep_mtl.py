@@ -1,0 +1,509 @@
+"""Task saliency and the RepMTL regulariser on networks, in one process."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.rep_mtl import RepMTL, identity_views, task_saliency
+from tests.methods.rep_mtl_reference import TwoLayerNet, batch, gradients, literal_csa, literal_tsr
+
+TASKS = ('a', 'b', 'c')
+
+
+@pytest.fixture
+def net():
+    return TwoLayerNet().double()
+
+
+def literal_saliency(losses, z, log=True):
+    return torch.stack([torch.autograd.grad(loss, z, create_graph=True)[0] / (loss.detach() if log else 1)
+                        for loss in losses.values()])
+
+
+def literal_penalty(losses, z, log=True, weights=(0.9, 0.9), temperature=1.0):
+    saliency = literal_saliency(losses, z, log)
+    return weights[0] * literal_tsr(saliency) + weights[1] * literal_csa(saliency, temperature)
+
+
+def close(actual, expected, tolerance=1e-10):
+    """Dicts of tensors, relative to the largest element of each."""
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        size = max(expected[name].abs().max().item(), 1e-30)
+        torch.testing.assert_close(actual[name], expected[name], rtol=tolerance, atol=tolerance * size, msg=name)
+
+
+def total(terms):
+    return terms['loss_tsr'] + terms['loss_csa']
+
+
+# Task saliency
+
+
+def test_task_saliency_is_the_gradient_in_the_graph(net):
+    z, losses = net.losses(*batch())
+    saliency = task_saliency(losses, z)
+    expected = literal_saliency(losses, z, log=False)
+    assert saliency.shape == (3, 4, 5, 4, 5) and saliency.requires_grad
+    torch.testing.assert_close(saliency, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(task_saliency(list(losses.values()), z, scale=1024.0), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(task_saliency(losses, z, scale=torch.tensor(8.0)), expected, rtol=1e-12, atol=0)
+
+
+def test_task_saliency_of_float16_maps_needs_the_scale():
+    z = torch.randn(2, 3, 4, 4, dtype=torch.float16, requires_grad=True)
+    losses = {'a': (z.float().square() * 1e-9).sum()}
+    saliency = task_saliency(losses, z, scale=2.0**20)
+    assert saliency.dtype == torch.float32
+    torch.testing.assert_close(saliency[0], 2e-9 * z.detach().float(), rtol=1e-2, atol=1e-13)
+    assert not task_saliency(losses, z).any()
+
+
+def test_layouts_and_prefix_tokens():
+    nchw = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    weights = torch.randn(3, *nchw.shape, dtype=torch.float64)
+    expected = 2 * nchw * weights
+
+    def saliency(z, to_nchw, **arguments):
+        z.requires_grad_()
+        return task_saliency([(to_nchw(z).square() * weight).sum() for weight in weights], z, **arguments)
+
+    found = saliency(nchw.movedim(1, -1).clone(), lambda z: z.movedim(-1, 1), layout='NHWC')
+    torch.testing.assert_close(found, expected)
+    tokens = torch.cat([torch.randn(2, 2, 5, dtype=torch.float64), nchw.flatten(2).mT], dim=1)
+    torch.testing.assert_close(saliency(tokens, lambda z: z[:, 2:].mT.reshape(2, 5, 3, 4) * z[:, :1, :1, None] ** 0,
+                                        layout='NLC', num_prefix_tokens=2), expected.flatten(3))
+    for layout, shape in (('NLC', (2, 5, 3, 4)), ('NCHW', (2, 6, 5)), ('NHWC', (2, 6, 5))):
+        with pytest.raises(ValueError, match='expects'):
+            z = torch.randn(shape, requires_grad=True)
+            task_saliency([z.sum()], z, layout=layout)
+    with pytest.raises(ValueError, match="needs layout='NLC'"):
+        task_saliency([nchw.requires_grad_().sum()], nchw, num_prefix_tokens=1)
+
+
+def test_vectors(net):
+    z = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    losses = {task: (z @ torch.randn(5, 2, dtype=torch.float64)).tanh().square().sum() for task in TASKS}
+    terms = RepMTL()(losses, z)
+    torch.testing.assert_close(total(terms), literal_penalty(losses, z), rtol=1e-10, atol=0)
+
+
+def test_levels_are_differentiated_apart_and_averaged(net):
+    images, targets = batch()
+    first = nn.Conv2d(3, 5, 3, padding=1).double()
+    second = nn.Conv2d(5, 4, 3, stride=2).double()
+    shallow = first(images).tanh()
+    levels = identity_views([shallow, second(shallow)])
+    losses = {'a': (levels[0] * levels[1].mean()).square().mean(), 'b': levels[0].exp().mean(),
+              'c': levels[1].exp().mean()}
+    saliencies = task_saliency(losses, levels)
+    assert [saliency.shape for saliency in saliencies] == [(3, 4, 5, 4, 5), (3, 4, 4, 1, 2)]
+    torch.testing.assert_close(saliencies[0][1], levels[0].exp() / levels[0].numel())
+    assert not saliencies[0][2].any() and not saliencies[1][1].any()
+    values = torch.stack(list(losses.values())).detach().reshape(3, 1, 1, 1, 1)
+    weighted = [saliency / values for saliency in saliencies]
+    terms = RepMTL(0.5, 0.7)(losses, levels)
+    torch.testing.assert_close(terms['loss_tsr'], 0.5 * sum(map(literal_tsr, weighted)) / 2, rtol=1e-10, atol=0)
+    torch.testing.assert_close(terms['loss_csa'], 0.7 * sum(map(literal_csa, weighted)) / 2, rtol=1e-10, atol=0)
+
+
+def test_tasks_with_samples_of_their_own(net):
+    representations, losses = {}, {}
+    for seed, (task, samples) in enumerate(zip(TASKS, (4, 6, 5), strict=True)):
+        images, targets = batch(samples, seed)
+        representations[task] = net.encoder(images)
+        losses[task] = (net.heads[task](representations[task]) - targets).square().mean()
+    expected = torch.stack([torch.autograd.grad(losses[task], representations[task], create_graph=True)[0][:4]
+                            / losses[task] for task in TASKS])
+    regularizer = RepMTL(shared_samples=False)
+    terms = regularizer(losses, representations)
+    torch.testing.assert_close(terms['loss_tsr'], 0.9 * literal_tsr(expected), rtol=1e-10, atol=0)
+    torch.testing.assert_close(terms['loss_csa'], 0.9 * literal_csa(expected), rtol=1e-10, atol=0)
+    # One call of the encoder for all, with the rows of each.
+    joint = net.encoder(torch.cat([batch(samples, seed)[0] for seed, samples in enumerate((4, 6, 5))]))
+    slices = dict(a=slice(0, 4), b=slice(4, 10), c=slice(10, 15))
+    losses = {task: (net.heads[task](joint[slices[task]]) - batch(samples, seed)[1]).square().mean()
+              for seed, (task, samples) in enumerate(zip(TASKS, (4, 6, 5), strict=True))}
+    torch.testing.assert_close(task_saliency(losses, joint, slices=slices),
+                               expected.detach() * torch.stack(list(losses.values())).reshape(3, 1, 1, 1, 1))
+    regularizer.slices = slices
+    torch.testing.assert_close(total(regularizer(losses, joint)), total(terms), rtol=1e-10, atol=0)
+
+
+def test_representations_that_do_not_fit():
+    z = {task: torch.randn(2, 3, size, 4, requires_grad=True) for task, size in zip('ab', (4, 5), strict=True)}
+    losses = {task: part.square().sum() for task, part in z.items()}
+    with pytest.raises(ValueError, match='one size'):
+        RepMTL(shared_samples=False)(losses, z)
+    with pytest.raises(ValueError, match='shared_samples=False'):
+        RepMTL()(losses, z)
+    with pytest.raises(ValueError, match='slices'):
+        RepMTL(shared_samples=False)(dict(a=losses['a']), z['a'])
+    with pytest.raises(ValueError, match=r"\['b'\]"):
+        RepMTL(shared_samples=False)(losses, dict(a=z['a']))
+
+
+# Heads and losses that cannot be used
+
+
+class OnceCube(torch.autograd.Function):
+    """x^3 whose backward is declared final."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+class SilentCube(torch.autograd.Function):
+    """x^3 whose backward drops the graph without saying so."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * gradient.detach()
+
+
+LINEAR = nn.Linear(4, 4)
+
+
+def attention_head(z):
+    tokens = LINEAR(z).reshape(2, 1, 3, 4)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def math_attention_head(z):
+    tokens = LINEAR(z).reshape(2, 1, 3, 4)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+BAD_HEADS = {
+    'attention': (attention_head, 'SDPBackend.MATH'),
+    'compiled': (torch.compile(lambda z: LINEAR(z).tanh(), backend='aot_eager'), 'leave the head out of torch.compile'),
+    're-entrant': (lambda z: checkpoint(lambda x: LINEAR(x).tanh(), z, use_reentrant=True), 'use_reentrant=False'),
+    'once': (OnceCube.apply, 'once_differentiable'),
+    'once after a layer': (lambda z: OnceCube.apply(LINEAR(z)), 'once_differentiable'),
+    'silent': (lambda z: SilentCube.apply(z).sum(), 'SilentCubeBackward'),
+}
+GOOD_HEADS = {'math attention': math_attention_head,
+              'checkpoint': lambda z: checkpoint(lambda x: LINEAR(x).tanh(), z, use_reentrant=False),
+              'linear': LINEAR, 'identity': lambda z: z}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('through', ['all', 'representation'])
+@pytest.mark.parametrize('name', BAD_HEADS)
+def test_a_head_that_cannot_be_differentiated_twice(name, through):
+    head, advice = BAD_HEADS[name]
+    z = nn.Linear(4, 4)(torch.randn(6, 4))
+    losses = dict(fine=z.exp().mean(), bad=head(z).square().mean() if name != 'silent' else head(z) + 1e4)
+    with pytest.raises(ValueError, match='\'bad\'.*' + advice):
+        RepMTL(through=through)(losses, z)
+
+
+@pytest.mark.parametrize('through', ['all', 'representation'])
+@pytest.mark.parametrize('loss', ['square', 'abs'])
+@pytest.mark.parametrize('name', GOOD_HEADS)
+def test_a_head_that_may_be_used(name, loss, through):
+    encoder = nn.Linear(4, 4)
+    z = encoder(torch.randn(6, 4))
+    losses = dict(a=getattr(GOOD_HEADS[name](z), loss)().mean(), b=z.abs().mean())
+    (sum(losses.values()) + total(RepMTL(through=through)(losses, z))).backward()
+    assert encoder.weight.grad.isfinite().all()
+
+
+def test_synchronised_batchnorm_in_a_head_is_refused():
+    class SyncBatchNorm(torch.autograd.Function):
+        """Stands for torch's, which exists on a GPU only; its node has the same name."""
+
+        forward = staticmethod(lambda ctx, x: x * 2)
+        backward = staticmethod(lambda ctx, gradient: gradient * 2)
+
+    z = torch.randn(6, 4, requires_grad=True)
+    with pytest.raises(ValueError, match='\'norm\'.*SyncBatchNorm'):
+        RepMTL()(dict(norm=SyncBatchNorm.apply(z).square().mean()), z)
+
+
+def test_a_loss_that_does_not_depend_on_the_representation(net):
+    z, losses = net.losses(*batch())
+    with pytest.raises(ValueError, match="task 'b' does not depend"):
+        RepMTL()(losses | dict(b=net.encoder(batch()[0]).square().mean()), z)
+    with pytest.raises(ValueError, match="task 'c' does not depend"):
+        RepMTL()(losses | dict(c=torch.ones(())), z)
+    with torch.no_grad(), pytest.raises(ValueError, match='no_grad'):
+        RepMTL()(losses, z)
+    with pytest.raises(ValueError, match="task 'a' must be a scalar"):
+        RepMTL()(losses | dict(a=z), z)
+
+
+def test_an_unlabelled_task_is_a_zero_saliency(net):
+    z, losses = net.losses(*batch())
+    unlabelled = losses | dict(b=losses['b'] * 0)
+    terms = RepMTL(saliency_transform=None)(unlabelled, z)
+    torch.testing.assert_close(total(terms), literal_penalty(unlabelled, z, log=False), rtol=1e-10, atol=0)
+    (total(terms) + sum(unlabelled.values())).backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(net).values())
+
+
+@pytest.mark.parametrize('value', [0.0, -0.5])
+def test_log_needs_positive_losses(net, value):
+    z, losses = net.losses(*batch())
+    losses['b'] = losses['b'] - losses['b'].detach() + value
+    with pytest.raises(ValueError, match="'b'"):
+        RepMTL()(losses, z)
+    RepMTL(saliency_transform=None)(losses, z)
+
+
+@pytest.mark.parametrize('arguments', [dict(lambda_tsr=-1), dict(temperature=0), dict(saliency_transform='sqrt'),
+                                       dict(layout='CHW'), dict(through='heads'), dict(interval=0),
+                                       dict(warmup_iters=-1), dict(saliency_floor=-0.1), dict(num_prefix_tokens=1)])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        RepMTL(**arguments)
+
+
+# The regulariser
+
+
+@pytest.mark.parametrize('transform', ['log', None])
+@pytest.mark.parametrize('weights', [(0.9, 0.9), (0.5, 0), (0, 0.7)])
+def test_all_parameters_get_the_gradient_of_the_literal_formula(net, transform, weights):
+    z, losses = net.losses(*batch())
+    (sum(losses.values()) + literal_penalty(losses, z, transform == 'log', weights, 0.5)).backward()
+    expected = gradients(net)
+    net.zero_grad()
+    z, losses = net.losses(*batch())
+    terms = RepMTL(*weights, temperature=0.5, saliency_transform=transform)(losses, z)
+    (sum(losses.values()) + total(terms)).backward()
+    close(gradients(net), expected)
+
+
+@pytest.mark.parametrize('levels', [1, 2])
+def test_through_the_representation_only(net, levels):
+    z, losses = net.losses(*batch())
+    expected_at_z, = torch.autograd.grad(literal_penalty(losses, z), z)
+    net.zero_grad()
+    z, losses = net.losses(*batch())
+    terms = RepMTL(through='representation')(losses, [z] * levels if levels > 1 else z)
+    torch.testing.assert_close(total(terms), literal_penalty(losses, z), rtol=1e-10, atol=0)
+    at_z, = torch.autograd.grad(total(terms), z, retain_graph=True)
+    torch.testing.assert_close(at_z, expected_at_z, rtol=1e-9, atol=1e-12)
+    total(terms).backward()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in net.heads.parameters())
+    assert net.encoder[0].weight.grad.any()
+
+
+def test_terms_carry_weight_warmup_and_interval(net):
+    images = batch()
+
+    def step(regularizer, **arguments):
+        z, losses = net.losses(*images)
+        return {name: term.item() for name, term in regularizer(losses, z, **arguments).items()}
+
+    plain = step(RepMTL(lambda_tsr=0.9, lambda_csa=0.4))
+    regularizer = RepMTL(lambda_tsr=1.8, lambda_csa=0.8, warmup_iters=4)
+    for factor in (0, 0.25, 0.5, 0.75, 1, 1):
+        assert step(regularizer, advance=False) == pytest.approx({name: 2 * factor * plain[name] for name in plain})
+        assert step(regularizer) == pytest.approx({name: 2 * factor * plain[name] for name in plain})
+    regularizer = RepMTL(lambda_tsr=0.9, lambda_csa=0.4, interval=3)
+    for index in range(7):
+        expected = plain if index % 3 == 0 else dict.fromkeys(plain, 0)
+        for advance in (False, True):
+            assert step(regularizer, advance=advance) == pytest.approx({name: 3 * expected[name] for name in plain})
+    assert regularizer.num_steps == 7
+    resumed = RepMTL(lambda_tsr=0.9, lambda_csa=0.4, interval=3)
+    resumed.load_state_dict(regularizer.state_dict())
+    assert resumed.num_steps == 7
+    assert [bool(step(resumed)['loss_tsr']) for _ in range(3)] == [False, False, True]
+
+
+def test_steps_without_penalty_do_no_saliency_work(net, monkeypatch):
+    z, losses = net.losses(*batch())
+    regularizer = RepMTL(interval=2)
+    regularizer(losses, z)
+    monkeypatch.setattr(torch.autograd, 'grad', None)
+    terms = regularizer(losses, z)
+    assert terms == dict(loss_tsr=0, loss_csa=0) and not any(term.requires_grad for term in terms.values())
+    assert RepMTL(0, 0)(losses, z) == terms
+
+
+def test_scale_of_task_losses_and_of_the_batch_of_float32(net):
+    net.float()
+    images, targets = batch(dtype=torch.float32)
+    z, losses = net.losses(images, targets)
+    terms = RepMTL()(losses, z)
+    scaled = {task: loss * 10.0**i for i, (task, loss) in enumerate(losses.items())}
+    torch.testing.assert_close(RepMTL()(scaled, z), terms)
+    torch.testing.assert_close(RepMTL(saliency_transform=None)({task: loss * 1e-8 for task, loss in losses.items()}, z),
+                               RepMTL(saliency_transform=None)(losses, z), rtol=1e-4, atol=0)
+    torch.testing.assert_close(RepMTL()(losses, z, scale=2.0**16), terms)
+    permuted = {task: losses[task] for task in 'cab'}
+    torch.testing.assert_close(RepMTL()(permuted, z), terms)
+
+
+@pytest.mark.parametrize('through', ['all', 'representation'])
+def test_bfloat16_autocast(net, through):
+    net.float()
+    regularizer = RepMTL(through=through)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        z, losses = net.losses(*batch(dtype=torch.float32))
+        assert z.dtype == torch.bfloat16
+        terms = regularizer(losses, z)
+    assert terms['loss_csa'].dtype == torch.float32
+    exact_z, exact_losses = net.losses(*batch(dtype=torch.float32))
+    torch.testing.assert_close(terms, RepMTL()(exact_losses, exact_z), rtol=0.05, atol=0.02)
+    (total(terms) + sum(losses.values())).backward()
+    found = gradients(net.encoder)
+    net.zero_grad()
+    (total(RepMTL(through=through)(exact_losses, exact_z)) + sum(exact_losses.values())).backward()
+    for name, expected in gradients(net.encoder).items():
+        assert nn.functional.cosine_similarity(found[name].flatten(), expected.flatten(), dim=0) > 0.98, name
+
+
+@pytest.mark.parametrize('through', ['all', 'representation'])
+def test_float16_gradients_survive_through_the_loss_scale(through):
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(64, 4, generator=generator), torch.randn(8, 4, generator=generator)
+    heads = [torch.randn(8, 8, generator=generator) for _ in range(3)]
+
+    def encoder_gradient(dtype, scale):
+        parameter = weight.to(dtype, copy=True).requires_grad_()
+        z = inputs.to(dtype) @ parameter.T
+        losses = {task: (z @ head.to(dtype)).tanh().float().square().mean() * 1e-2
+                  for task, head in zip(TASKS, heads, strict=True)}
+        terms = RepMTL(through=through, saliency_floor=0.3)(losses, z, scale=scale)
+        (total(terms) * scale).backward()
+        return parameter.grad.float().flatten() / scale
+
+    expected = encoder_gradient(torch.float32, 1.0)
+    for scale in (2.0**8, 2.0**12):
+        found = encoder_gradient(torch.float16, scale)
+        assert nn.functional.cosine_similarity(found, expected, dim=0) > 0.99
+        assert found.norm() == pytest.approx(expected.norm().item(), rel=0.05)
+
+
+# Diagnostics
+
+
+@pytest.mark.parametrize('through', ['all', 'representation'])
+@pytest.mark.parametrize('scale, backward_scale', [(1.0, 1.0), (512.0, 0.25)])
+def test_diagnostics(net, through, scale, backward_scale):
+    z, losses = net.losses(*batch())
+    regularizer = RepMTL(0.9, 0.5, through=through)
+    assert regularizer.diagnostics == {}
+    regularizer.measure_gradient, regularizer.backward_scale = True, backward_scale
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    terms = regularizer(losses, z, scale=scale, task_weights=weights)
+    assert ('grad_ratio' in regularizer.diagnostics) == (through == 'representation')
+    logs = {task: loss.log() for task, loss in losses.items()}
+    objective = sum(weight * log for weight, log in zip(weights, logs.values(), strict=True))
+    ((objective + total(terms)) * scale * backward_scale).backward(retain_graph=True)
+
+    saliency = literal_saliency(losses, z)
+    penalty_at_z, = torch.autograd.grad(0.9 * literal_tsr(saliency) + 0.5 * literal_csa(saliency), z, retain_graph=True)
+    tasks_at_z, = torch.autograd.grad(objective, z)
+    mean = saliency.detach().mean(2).abs()
+    share = (mean / mean.sum(0)).mean((1, 2, 3))
+    maps = saliency.detach().flatten(3)
+    anchors = [maps[:, b].mean(-1).T @ maps[:, b].mean(-1) for b in range(4)]
+    positive = [torch.cosine_similarity(anchors[b].flatten(), (maps[t, b] @ maps[t, b].T).flatten(), dim=0)
+                for t in range(3) for b in range(4)]
+    negative = [torch.cosine_similarity(anchors[b].flatten(), anchors[k].flatten(), dim=0)
+                for b in range(4) for k in range(4) if k != b]
+    expected = dict(tsr=literal_tsr(saliency).item(), csa=literal_csa(saliency).item(),
+                    entropy=literal_tsr(saliency).item() / math.log(3), positive=sum(positive).item() / 12,
+                    negative=sum(negative).item() / 12, grad_ratio=(penalty_at_z.norm() / tasks_at_z.norm()).item(),
+                    **{f'share/{task}': share[index].item() for index, task in enumerate(TASKS)})
+    assert all(type(value) is float for value in regularizer.diagnostics.values())
+    assert regularizer.diagnostics == pytest.approx(expected, rel=1e-8)
+
+
+def test_gradient_ratio_over_several_levels(net):
+    images, targets = batch()
+    encoder = nn.Conv2d(3, 5, 3, padding=1).double()
+    levels = identity_views([encoder(images), encoder(images).tanh()])
+    losses = {task: (levels[0].tanh() * levels[1]).pow(power).mean() + 1 for power, task in enumerate(TASKS, 2)}
+    regularizer = RepMTL()
+    regularizer.measure_gradient = True
+    terms = regularizer(losses, levels)
+    (total(terms) + sum(loss.log() for loss in losses.values())).backward(retain_graph=True)
+    tasks = torch.autograd.grad(sum(loss.log() for loss in losses.values()), levels, retain_graph=True)
+    penalty = torch.autograd.grad(total(terms), levels)
+    norm = [math.sqrt(sum(part.square().sum().item() for part in parts)) for parts in (penalty, tasks)]
+    assert regularizer.diagnostics['grad_ratio'] == pytest.approx(norm[0] / norm[1], rel=1e-8)
+
+
+def test_collapse_is_warned_of_once(net):
+    z = torch.randn(4, 3, 5, requires_grad=True).abs() + 1
+
+    def losses(weakness):
+        return dict(a=z.square().mean(), b=z.square().mean() * weakness)
+
+    regularizer = RepMTL(saliency_transform=None, layout='NLC')
+    with pytest.warns(UserWarning, match='collapsed'):
+        regularizer(losses(1e-3), z)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        regularizer(losses(1e-3), z)
+        regularizer(losses(1), z)
+    with pytest.warns(UserWarning, match='collapsed'):
+        regularizer(losses(1e-3), z)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        RepMTL(saliency_transform=None, layout='NLC')(dict(a=losses(1)['a']), z)
+
+
+def test_small_batches_are_warned_of_once(net):
+    for samples, message in ((1, 'no negatives'), (3, '3 samples per process')):
+        regularizer = RepMTL()
+        z, losses = net.losses(*batch(samples))
+        with pytest.warns(UserWarning, match=message):
+            terms = regularizer(losses, z)
+        assert (terms['loss_csa'] == 0) == (samples == 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            regularizer(losses, z)
+            RepMTL(lambda_csa=0)(losses, z)
+            RepMTL()(*reversed(net.losses(*batch(4))))
+
+
+# Use
+
+
+def test_plain_pytorch_loop():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
+    heads = nn.ModuleDict(dict(semseg=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+                               depth=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))))
+    rep_mtl = RepMTL(lambda_tsr=0.1, lambda_csa=0.1)
+    assert isinstance(rep_mtl, Regularizer) and rep_mtl.name == 'rep_mtl'
+    optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=1e-2)
+    images, labels, depths = torch.randn(8, 3, 16, 16), torch.randint(4, (8, 8, 8)), torch.rand(8, 1, 8, 8)
+    history = []
+    for _ in range(20):
+        z = encoder(images)
+        losses = dict(semseg=nn.functional.cross_entropy(heads['semseg'](z), labels),
+                      depth=nn.functional.l1_loss(heads['depth'](z), depths))
+        penalty = rep_mtl(losses, z)
+        objective = sum(loss.log() for loss in losses.values()) + penalty['loss_tsr'] + penalty['loss_csa']
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+        history.append(objective.item())
+    assert history[-1] < history[0] and rep_mtl.diagnostics['entropy'] > 0
