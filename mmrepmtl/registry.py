@@ -3,6 +3,8 @@
 The optim wrapper and the hooks are registered in mmengine's own (root) registries: a project whose
 ``default_scope`` is ``mmseg`` finds them by their plain names.
 """
+
+import mmengine.registry
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
@@ -11,17 +13,46 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 
 __all__ = [
-    'AGGREGATORS', 'DATASETS', 'DATA_SAMPLERS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPERS', 'REGULARIZERS',
-    'TRANSFORMS', 'WEIGHTINGS'
+    'AGGREGATORS',
+    'DATASETS',
+    'DATA_SAMPLERS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'REGULARIZERS',
+    'TRANSFORMS',
+    'WEIGHTINGS',
 ]
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrepmtl', locations=['mmrepmtl.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmrepmtl', locations=['mmrepmtl.datasets'])
 DATA_SAMPLERS = Registry(
-    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmrepmtl', locations=['mmrepmtl.datasets'])
+    'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmrepmtl', locations=['mmrepmtl.datasets']
+)
 TRANSFORMS = Registry(
-    'transform', parent=MMENGINE_TRANSFORMS, scope='mmrepmtl', locations=['mmrepmtl.datasets.transforms'])
+    'transform', parent=MMENGINE_TRANSFORMS, scope='mmrepmtl', locations=['mmrepmtl.datasets.transforms']
+)
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope='mmrepmtl', locations=['mmrepmtl.evaluation'])
+
+# mmengine warns of each registry that has no child in the default scope of a config.
+for _name in (
+    'LOOPS',
+    'RUNNERS',
+    'OPTIMIZERS',
+    'OPTIM_WRAPPERS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'PARAM_SCHEDULERS',
+    'HOOKS',
+    'EVALUATOR',
+    'VISUALIZERS',
+    'VISBACKENDS',
+    'LOG_PROCESSORS',
+    'MODEL_WRAPPERS',
+    'FUNCTIONS',
+):
+    _parent = getattr(mmengine.registry, _name)
+    Registry(_parent.name, parent=_parent, scope='mmrepmtl')
 
 WEIGHTINGS = Registry('loss weighting', scope='mmrepmtl', locations=['mmrepmtl.engine.methods'])
 AGGREGATORS = Registry('gradient aggregator', scope='mmrepmtl', locations=['mmrepmtl.engine.methods'])

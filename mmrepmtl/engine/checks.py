@@ -1,0 +1,65 @@
+"""What must hold of a model before a multi-task method can act on it; each failure is one clear error."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+_COMPILED = (
+    'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
+    'shared module only (for example model.encoder = torch.compile(model.encoder)) and drop `compile` from the '
+    'config'
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel.
+
+    Raises:
+        RuntimeError: For a compiled whole model and for ``static_graph``.
+    """
+    refuse_compiled(model)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if inner is not model:
+        refuse_compiled(inner)
+        if model.static_graph:
+            raise RuntimeError(
+                'MultiTaskOptimWrapper: DistributedDataParallel(static_graph=True) leaves gradients '
+                'unsynchronised when the graph is traversed more than once; drop static_graph '
+                '(find_unused_parameters=True is fine)'
+            )
+    return inner
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises RuntimeError if the whole model, its forward or its train_step is compiled."""
+    compiled = type(model).__name__ == 'OptimizedModule' or model._compiled_call_impl is not None
+    steps = (getattr(model, 'train_step', None), model.forward)
+    if compiled or any(hasattr(step, '_torchdynamo_orig_callable') for step in steps) or torch.compiler.is_compiling():
+        raise RuntimeError(_COMPILED)
+
+
+def find_shared(model: nn.Module, name: str) -> nn.Module:
+    """The submodule whose output is the shared representation.
+
+    Raises:
+        ValueError: If there is none of that dotted name; lists those at the place where the name goes wrong.
+    """
+    if not name:
+        raise ValueError(
+            'MultiTaskOptimWrapper: `shared` is empty; name the module whose output is the shared '
+            f'representation, one of {_children(model)}'
+        )
+    module = model
+    for depth, part in enumerate(name.split('.')):
+        if part not in dict(module.named_children()):
+            place = '.'.join(name.split('.')[:depth]) or type(model).__name__
+            raise ValueError(
+                f'MultiTaskOptimWrapper: shared={name!r} names no module: {place} has no {part!r}, it has '
+                f'{_children(module)}'
+            )
+        module = getattr(module, part)
+    return module
+
+
+def _children(module: nn.Module) -> list[str]:
+    return [name for name, _ in module.named_children()]

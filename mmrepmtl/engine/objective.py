@@ -1,0 +1,102 @@
+"""The objective of one forward pass: transformed, weighted losses and the regularisers' terms, with what is logged."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmrepmtl.engine.task_losses import TaskLosses
+from mmrepmtl.methods.regularizer import Regularizer, num_processes
+from mmrepmtl.methods.weighting import Weighting
+
+
+def check_finite(losses: TaskLosses, iteration: int) -> None:
+    """Raises FloatingPointError with the task's name if a loss is not finite."""
+    for (task, loss), fine in zip(losses.losses.items(), torch.isfinite(losses.losses_T).tolist(), strict=True):
+        if not fine:
+            raise FloatingPointError(
+                f'MultiTaskOptimWrapper: the loss of task {task!r} is not finite ({loss.item()}) in iteration '
+                f'{iteration}'
+            )
+
+
+def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:
+    """The transformed losses; 0 for tasks without a label.
+
+    Raises:
+        ValueError: If a loss is not positive and the transform is the log.
+    """
+    if transform is None:
+        return list(losses.losses.values())
+    for task, loss in losses.labelled().items():
+        if loss <= 0:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the loss of task {task!r} is {loss.item():g} in iteration {iteration}; '
+                "loss_transform='log' needs positive losses"
+            )
+    pairs = zip(losses.losses.values(), losses.labelled_T.tolist(), strict=True)
+    return [loss.log() if labelled else loss * 0.0 for loss, labelled in pairs]
+
+
+def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted objective and the weights (T,).
+
+    The weighting sees values only: its learned weights get the gradient of the global objective on every rank.
+    """
+    leaf_T = torch.stack([value.detach() for value in transformed]).requires_grad_()
+    scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T)
+    weights_T = torch.autograd.grad(scalar, leaf_T, retain_graph=True)[0]
+    if not list(weighting.parameters()):
+        scalar = scalar.detach()
+    terms = (w * (value - value.detach()) for w, value in zip(weights_T, transformed, strict=True))
+    return scalar + sum(terms), weights_T
+
+
+def regularize(
+    regularizers: Sequence[Regularizer],
+    losses: TaskLosses,
+    representation,
+    weights_T: Tensor,
+    log_loss: bool,
+    full_report: bool,
+    group,
+    **call,
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
+
+    Args:
+        regularizers: Those of the run; without any, or without a labelled task, the sum is None.
+        losses: Of this forward pass.
+        representation: Z, as the shared module returned it, of views.
+        weights_T: The weights of the transformed losses in the objective.
+        log_loss: Whether the objective is made of log losses.
+        full_report: Whether all diagnostics are wanted, or the terms alone.
+        group: Process group of the reduction.
+        **call: ``scale`` and ``advance`` of the regularisers' forward.
+    """
+    active = losses.labelled()
+    if not (regularizers and active):
+        return None, {}
+    slopes_T = 1 / losses.losses_T if log_loss else torch.ones_like(weights_T)
+    terms, report = [], {}
+    for regularizer in regularizers:
+        in_log = getattr(regularizer, 'saliency_transform', None) == 'log'
+        factors_T = weights_T * slopes_T * (losses.losses_T if in_log else 1)
+        values = regularizer(active, representation, task_weights=factors_T[losses.labelled_T], **call)
+        terms += values.values()
+        for key, value in regularizer.diagnostics.items():
+            if full_report or key in ('tsr', 'csa'):
+                report[f'{regularizer.name}/{key}'] = value
+    penalty = sum(terms)
+    report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, group)
+    return penalty + (report['penalty'] - penalty.detach()), report
+
+
+def mean_over_ranks(report: Mapping[str, float | Tensor], like: Tensor, group) -> dict[str, Tensor]:
+    """Averages named scalars in one collective; every rank must hold the same names."""
+    values = like.new_tensor([float(value) for value in report.values()])
+    if num_processes() > 1 and report:
+        dist.all_reduce(values, group=group)
+        values /= num_processes()
+    return dict(zip(report, values, strict=True))

@@ -1,0 +1,134 @@
+"""From a model's loss dict to one scalar per task, equal on all ranks in value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmrepmtl.methods.regularizer import num_processes
+
+
+@dataclass
+class TaskLosses:
+    """The losses of one forward pass.
+
+    Attributes:
+        losses: {task: scalar}: global (mean over ranks) in value, local in gradient, float32 or wider. Kept apart,
+            never
+            stacked: the gradient of one must not run through the graph of the others.
+        losses_T: Their values, detached, (T,).
+        labelled_T: Which tasks have a label anywhere in the global batch, (T,) bool.
+        extra: Sum of the loss terms that no task claims, as ``losses``; None where there are none.
+        log: Values for the log, detached and global, under names that mmengine does not add to the loss.
+    """
+
+    losses: dict[str, Tensor]
+    losses_T: Tensor
+    labelled_T: Tensor
+    extra: Tensor | None
+    log: dict[str, Tensor]
+
+    def labelled(self) -> dict[str, Tensor]:
+        """{task: loss} of the tasks that are labelled somewhere."""
+        return {
+            task: loss for (task, loss), yes in zip(self.losses.items(), self.labelled_T.tolist(), strict=True) if yes
+        }
+
+
+def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model) -> dict[str, str]:
+    """Returns {task: prefix of its loss keys} of the setting ``tasks``, or of the model's own task names.
+
+    Raises:
+        ValueError: If there is no task, or a name would be mistaken for a loss by mmengine.
+    """
+    if tasks is None:
+        tasks = getattr(model, 'tasks', None)
+        if not tasks:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: {type(model).__name__} does not name its tasks; set tasks=dict(TASK='
+                "'PREFIX of its loss keys', ...), for example tasks=dict(semseg='decode.', depth='aux.')"
+            )
+    prefixes = dict(tasks) if isinstance(tasks, Mapping) else {task: f'{task}.' for task in tasks}
+    for task in prefixes:
+        if 'loss' in task:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the task name {task!r} contains "loss", and mmengine adds every key '
+                'that does to the objective; rename the task'
+            )
+    return prefixes
+
+
+def _mean(name: str, value) -> Tensor:
+    """The scalar of one entry, exactly as mmengine's ``parse_losses`` reads it."""
+    if isinstance(value, Tensor):
+        return value.mean()
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+        return sum(v.mean() for v in value)
+    raise ValueError(
+        f'MultiTaskOptimWrapper: loss {name!r} is neither a tensor nor a list of tensors but {type(value).__name__}'
+    )
+
+
+def collect(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, group) -> TaskLosses:
+    """Groups the entries of a loss dict by task and reduces their values over ranks in one collective.
+
+    Args:
+        outputs: What the model's ``forward(mode='loss')`` returned. An entry ``PREFIXlabelled`` (0 or 1, already the
+            same on all ranks) says whether the task has a label in the global batch.
+        prefixes: {task: prefix of its loss keys}; the longest prefix claims a key.
+        extra_losses: ``'error'`` or ``'add'``: what to do with loss keys that no task claims.
+        group: Process group of the reduction.
+
+    Raises:
+        ValueError: If a prefix matches no loss, or keys are unclaimed and ``extra_losses`` is ``'error'``.
+    """
+    claimed: dict[str, dict[str, Tensor]] = {task: {} for task in prefixes}
+    flags, extra, passed = {}, {}, {}
+    for key, value in outputs.items():
+        owners = [task for task, prefix in prefixes.items() if key.startswith(prefix)]
+        owner = max(owners, key=lambda task: len(prefixes[task])) if owners else None
+        if owner is not None and key == prefixes[owner] + 'labelled':
+            flags[owner] = value
+        elif 'loss' not in key:
+            passed[key] = value
+        elif owner is not None:
+            claimed[owner][key] = _mean(key, value)
+        else:
+            extra[key] = _mean(key, value)
+    for task, terms in claimed.items():
+        if not terms:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the prefix {prefixes[task]!r} of task {task!r} matches no loss; the '
+                f'model returned {sorted(outputs)}'
+            )
+    if extra and extra_losses == 'error':
+        raise ValueError(
+            f'MultiTaskOptimWrapper: no task claims the losses {sorted(extra)}; give them to a task through '
+            f"`tasks` (now {dict(prefixes)}), or set extra_losses='add' to add them unweighted"
+        )
+
+    terms = {key: value for task_terms in claimed.values() for key, value in task_terms.items()} | extra
+    dtype = torch.promote_types(torch.float32, torch.stack([v.detach() for v in terms.values()]).dtype)
+    local = {key: value.to(dtype) for key, value in terms.items()}
+    values = torch.stack([value.detach() for value in local.values()])
+    if num_processes() > 1:
+        dist.all_reduce(values, group=group)
+        values /= num_processes()
+    merged = {key: value + (total - value.detach()) for (key, value), total in zip(local.items(), values, strict=True)}
+
+    losses = {task: sum(merged[key] for key in claimed[task]) for task in prefixes}
+    losses_T = torch.stack([loss.detach() for loss in losses.values()])
+    labelled_T = torch.tensor([bool(flags.get(task, True)) for task in prefixes], device=losses_T.device)
+    log = dict(passed)
+    for task, loss in zip(prefixes, losses_T, strict=True):
+        log[f'raw/{task}'] = loss
+    several = [key for task in prefixes for key in claimed[task] if len(claimed[task]) > 1]
+    log |= {f'raw/{_without_loss(key)}': merged[key].detach() for key in (*several, *extra)}
+    return TaskLosses(losses, losses_T, labelled_T, sum(merged[key] for key in extra) if extra else None, log)
+
+
+def _without_loss(key: str) -> str:
+    """The key without the word that would make mmengine add it to the objective."""
+    return key.replace('loss_', '').replace('loss', 'l')

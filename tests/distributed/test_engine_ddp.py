@@ -1,0 +1,132 @@
+"""Two processes on parts of the batch against one hand-written process on the whole of it."""
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+from mmrepmtl.engine import MultiTaskOptimWrapper
+from tests.distributed.launch import run_processes
+from tests.engine import reference
+from tests.engine.test_optim_wrapper import CASES
+from tests.engine.toy import ToyModel, make_batch, make_model, split
+
+
+class SizedModel(ToyModel):
+    """Normalises its losses globally, as this package's own models do: uneven batches are then exact."""
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        size = torch.tensor(float(len(inputs)), dtype=inputs.dtype)
+        torch.distributed.all_reduce(size)
+        factor = len(inputs) * torch.distributed.get_world_size() / size
+        return {key: value * factor for key, value in super().forward(inputs, a, b, c).items()}
+
+
+class UnusedModel(SizedModel):
+    """Holds a parameter that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+
+
+def train(rank, cls, sizes, settings, ddp, seeds, whole=8):
+    model = make_model(cls=cls)
+    wrapped = MMDistributedDataParallel(model, **ddp)
+    wrapper = MultiTaskOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), shared='encoder', **settings
+    )
+    logs = []
+    for seed in seeds:
+        part = split(make_batch(whole, seed), sizes)[rank]
+        logs.append({k: float(v.detach()) for k, v in wrapped.train_step(part, wrapper).items()})
+    return dict(
+        parameters=[p.detach() for p in model.parameters()],
+        logs=logs,
+        learned=[p.detach() for p in wrapper.weighting.parameters()],
+        norms={k: float(v.current()) for k, v in wrapper.message_hub.log_scalars.items()},
+    )
+
+
+def assert_equal_to_one_process(results, model):
+    for rank, result in enumerate(results):
+        for got, want in zip(result['parameters'], model.parameters(), strict=True):
+            assert torch.allclose(got, want.detach(), rtol=1e-9, atol=1e-12), f'rank {rank}'
+
+
+GRID = [(case, sizes, accumulation) for case in CASES for sizes in ((4, 4), (5, 3)) for accumulation in (1, 2)]
+UNUSED = ['rep-mtl', 'pcgrad-rep-mtl']
+OTHERS = [
+    dict(aggregator=dict(type='PCGrad', level='representation')),
+    dict(weighting=dict(type='UncertaintyWeighting')),
+]
+
+
+def train_all(rank):
+    """Everything in one pair of processes: starting them costs more than all of the training."""
+    return dict(
+        grid=[
+            train(rank, SizedModel, list(sizes), dict(CASES[case][0], accumulative_counts=k), {}, range(3 * k))
+            for case, sizes, k in GRID
+        ],
+        unused=[
+            train(rank, UnusedModel, [5, 3], CASES[case][0], dict(find_unused_parameters=True), range(3))
+            for case in UNUSED
+        ],
+        others=[train(rank, SizedModel, [5, 3], settings, {}, range(3)) for settings in OTHERS],
+        static_graph=try_static_graph(rank),
+    )
+
+
+@pytest.fixture(scope='module')
+def processes():
+    return run_processes(train_all)
+
+
+@pytest.mark.parametrize('i', range(len(GRID)), ids=[f'{c}-{s[0]}+{s[1]}-x{k}' for c, s, k in GRID])
+def test_two_processes_equal_one(processes, i):
+    case, _, k = GRID[i]
+    results = [process['grid'][i] for process in processes]
+    model = make_model()
+    batches = [make_batch(8, seed) for seed in range(3 * k)]
+    values = reference.train(model, [batches[i : i + k] for i in range(0, len(batches), k)], **CASES[case][1])
+    assert_equal_to_one_process(results, model)
+    for result in results:
+        assert [log['loss'] for log in result['logs']] == pytest.approx(values, rel=1e-6)
+    assert results[0]['logs'] == results[1]['logs']
+    assert results[0]['norms'] == results[1]['norms']
+
+
+@pytest.mark.parametrize('i', range(len(UNUSED)), ids=UNUSED)
+def test_find_unused_parameters(processes, i):
+    model = make_model(cls=UnusedModel)
+    reference.train(model, [[make_batch(8, seed)] for seed in range(3)], **CASES[UNUSED[i]][1])
+    assert_equal_to_one_process([process['unused'][i] for process in processes], model)
+
+
+@pytest.mark.parametrize('i', range(len(OTHERS)), ids=['representation', 'learned'])
+def test_representation_level_and_learned_weights(processes, i):
+    model = make_model()
+    wrapper = MultiTaskOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), shared='encoder', **OTHERS[i]
+    )
+    for seed in range(3):
+        model.train_step(make_batch(8, seed), wrapper)
+    results = [process['others'][i] for process in processes]
+    assert_equal_to_one_process(results, model)
+    for result in results:
+        for got, want in zip(result['learned'], wrapper.weighting.parameters(), strict=True):
+            assert torch.allclose(got, want.detach(), rtol=1e-6)
+
+
+def try_static_graph(rank):
+    model = make_model()
+    wrapped = MMDistributedDataParallel(model, static_graph=True)
+    wrapper = MultiTaskOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), shared='encoder')
+    with pytest.raises(RuntimeError, match='static_graph=True.* leaves gradients unsynchronised'):
+        wrapped.train_step(make_batch(4, rank), wrapper)
+    return True
+
+
+def test_static_graph_is_refused(processes):
+    assert [process['static_graph'] for process in processes] == [True, True]

@@ -1,0 +1,264 @@
+import pytest
+import torch
+
+from mmrepmtl.engine import MultiTaskOptimWrapper
+from tests.engine import reference
+from tests.engine.toy import ToyModel, make_batch, make_model, max_difference, split
+
+REP = dict(type='RepMTL', lambda_tsr=0.5, lambda_csa=0.7)
+REP_OFF = dict(REP, saliency_transform=None)
+
+
+def wrap(model, lr=0.1, momentum=0.9, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    kwargs.setdefault('shared', 'encoder')
+    return MultiTaskOptimWrapper(optimizer, **kwargs)
+
+
+def run(model, wrapper, batches):
+    logs = []
+    for batch in batches:
+        logs.append({key: float(value.detach()) for key, value in model.train_step(batch, wrapper).items()})
+    return logs
+
+
+CASES = {
+    'ew': (dict(), dict()),
+    'ew-log': (dict(loss_transform='log'), dict(log=True)),
+    'rep-mtl': (dict(loss_transform='log', regularizers=[REP]), dict(log=True, lambdas=(0.5, 0.7))),
+    'clip': (
+        dict(loss_transform='log', regularizers=[REP], clip_grad=dict(max_norm=0.5)),
+        dict(log=True, lambdas=(0.5, 0.7), clip=0.5),
+    ),
+    'pcgrad': (dict(aggregator=dict(type='PCGrad')), dict(use_pcgrad=True)),
+    'pcgrad-rep-mtl': (
+        dict(aggregator=dict(type='PCGrad'), loss_transform='log', regularizers=[REP], clip_grad=dict(max_norm=0.5)),
+        dict(use_pcgrad=True, log=True, lambdas=(0.5, 0.7), clip=0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize('case', CASES)
+def test_three_steps_equal_a_hand_written_loop(case, accumulation):
+    settings, expected = CASES[case]
+    batches = [make_batch(seed=i) for i in range(3 * accumulation)]
+    model, other = make_model(), make_model()
+    logs = run(model, wrap(model, accumulative_counts=accumulation, **settings), batches)
+    values = reference.train(
+        other, [batches[i : i + accumulation] for i in range(0, len(batches), accumulation)], **expected
+    )
+    assert max_difference(model, other) < 1e-10
+    assert max_difference(model, make_model()) > 1e-3
+    assert [log['loss'] for log in logs] == pytest.approx(values, rel=1e-10)
+
+
+def test_a_partial_last_window_is_averaged_over_its_own_batches():
+    batches = [make_batch(seed=i) for i in range(5)]
+    model, other = make_model(), make_model()
+    wrapper = wrap(model, accumulative_counts=3, loss_transform='log', regularizers=[REP])
+    wrapper.initialize_count_status(model, 0, 5)
+    run(model, wrapper, batches)
+    reference.train(other, [batches[:3], batches[3:]], log=True, lambdas=(0.5, 0.7))
+    assert max_difference(model, other) < 1e-10
+
+
+def test_two_half_batches_equal_one_whole_batch_under_a_gradient_method():
+    batches = [make_batch(seed=i) for i in range(3)]
+    model, other = make_model(), make_model()
+    run(
+        model,
+        wrap(model, accumulative_counts=2, aggregator=dict(type='PCGrad')),
+        [half for batch in batches for half in split(batch, [2, 2])],
+    )
+    reference.train(other, [[batch] for batch in batches], use_pcgrad=True)
+    assert max_difference(model, other) < 1e-10
+
+
+def test_representation_level_trains_the_encoder_with_the_weights_of_z():
+    batch = make_batch()
+    model, other = make_model(), make_model()
+    run(model, wrap(model, aggregator=dict(type='PCGrad', level='representation')), [batch])
+    captured = []
+    hook = other.encoder.register_forward_hook(lambda *call: captured.append(call[2]))
+    losses = other.losses(**batch)
+    hook.remove()
+    rows = [torch.autograd.grad(loss, captured[0], retain_graph=True)[0] for loss in losses.values()]
+    combined = reference.pcgrad([row.flatten() for row in rows], torch.Generator().manual_seed(0)).view_as(captured[0])
+    torch.autograd.backward(sum(losses.values()), inputs=list(other.heads.parameters()), retain_graph=True)
+    captured[0].backward(combined, inputs=list(other.encoder.parameters()))
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    assert max_difference(model, other) < 1e-10
+    assert (model.encoder[0].weight - make_model().encoder[0].weight).abs().max() > 1e-4
+
+
+# Allowed deviation as a share of how far float32 moved the parameters, after one step and after three. The penalty is
+# not smooth (|s_t| in its denominator), so rounding grows from step to step; without it both formats are within 0.01.
+TOLERANCE = {'bf16': (0.05, 0.25), 'fp16': (0.02, 0.2)}
+
+
+@pytest.mark.parametrize('case', ['ew-log', 'rep-mtl', 'pcgrad-rep-mtl'])
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_low_precision_follows_the_float32_loop(precision, case):
+    settings, expected = CASES[case]
+    batches = [make_batch(seed=i, dtype=torch.float32) for i in range(3)]
+    model, other, start = (make_model(dtype=torch.float32) for _ in range(3))
+    wrapper = wrap(model, lr=0.02, precision=precision, loss_scale=dict(init_scale=256.0), **settings)
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.02, momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    for i, batch in enumerate(batches):
+        run(model, wrapper, [batch])
+        reference.train(other, [[batch]], optimizer=optimizer, generator=generator, **expected)
+        if i in (0, 2):
+            tolerance = 0.01 if case == 'ew-log' else TOLERANCE[precision][i > 0]
+            assert max_difference(model, other) < tolerance * max_difference(other, start), f'step {i}'
+    if precision == 'fp16':
+        assert wrapper.loss_scaler.get_scale() == 256.0
+
+
+def test_an_overflow_of_float16_skips_the_step_and_lowers_the_scale():
+    model = make_model(dtype=torch.float32)
+    wrapper = wrap(model, precision='fp16', loss_transform='log', regularizers=[REP])
+    batch = make_batch(dtype=torch.float32)
+    run(model, wrapper, [batch])
+    before = [p.clone() for p in model.parameters()]
+    run(model, wrapper, [dict(batch, c=batch['c'] * 1e30)])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert wrapper.loss_scaler.get_scale() == 32768.0
+    run(model, wrapper, [batch])
+    assert not torch.equal(next(model.parameters()), before[0])
+
+
+def test_the_log_shows_what_is_optimised():
+    model = make_model()
+    batch = make_batch()
+    raw = {task: float(loss) for task, loss in model.losses(**batch).items()}
+    log = run(model, wrap(model, loss_transform='log', regularizers=[REP]), [batch])[0]
+    assert {f'raw/{t}': log[f'raw/{t}'] for t in raw} == pytest.approx({f'raw/{t}': v for t, v in raw.items()})
+    assert all(log[f'weight/{task}'] == 1.0 for task in raw)
+    objective = sum(torch.tensor(v).log().item() for v in raw.values())
+    assert log['loss'] == pytest.approx(objective + 0.5 * log['rep_mtl/tsr'] + 0.7 * log['rep_mtl/csa'], rel=1e-5)
+    assert {'rep_mtl/entropy', 'rep_mtl/positive', 'rep_mtl/negative', 'rep_mtl/share/a'} <= set(log)
+    assert sum(log[f'rep_mtl/share/{task}'] for task in raw) == pytest.approx(1)
+    assert log['rep_mtl/entropy'] == pytest.approx(log['rep_mtl/tsr'] / torch.tensor(3.0).log().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('aggregator', [None, dict(type='PCGrad')])
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_gradient_ratio_at_z_equals_that_of_separate_gradients(aggregator, accumulation):
+    model = make_model()
+    batch = make_batch()
+    wrapper = wrap(
+        model,
+        loss_transform='log',
+        regularizers=[REP],
+        aggregator=aggregator,
+        accumulative_counts=accumulation,
+        diagnostics_interval=1,
+    )
+    wrapper.message_hub.log_scalars.clear()
+    run(model, wrapper, [batch])
+    captured = []
+    model = make_model()
+    model.encoder.register_forward_hook(lambda *call: captured.append(call[2]))
+    losses = model.losses(**batch)
+    penalty = reference.literal_penalty(losses, captured[0], 0.5, 0.7)
+    grads = [
+        torch.autograd.grad(value, captured[0], retain_graph=True)[0].norm()
+        for value in (penalty, sum(loss.log() for loss in losses.values()))
+    ]
+    name = 'train/rep_mtl/grad_ratio' if aggregator is None else 'train/penalty/grad_ratio'
+    assert wrapper.message_hub.get_scalar(name).current() == pytest.approx(float(grads[0] / grads[1]), rel=1e-5)
+
+
+def test_objective_and_saliency_may_use_different_transforms():
+    batches = [make_batch(seed=i) for i in range(3)]
+    model, other = make_model(), make_model()
+    run(model, wrap(model, loss_transform=None, regularizers=[REP]), batches)
+    reference.train(other, [[batch] for batch in batches], log=False, lambdas=(0.5, 0.7))
+    assert max_difference(model, other) < 1e-10
+
+
+def test_learned_weights_have_their_own_group_and_are_trained():
+    model, other = make_model(), make_model()
+    wrapper = wrap(model, weighting=dict(type='UncertaintyWeighting'), weighting_lr=0.3, momentum=0.0)
+    run(model, wrapper, [make_batch(seed=i) for i in range(3)])
+    log_variance = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([dict(params=other.parameters()), dict(params=[log_variance], lr=0.3)], lr=0.1)
+    for i in range(3):
+        optimizer.zero_grad()
+        losses = torch.stack(list(other.losses(**make_batch(seed=i)).values()))
+        (losses / (2 * log_variance.exp()) + log_variance / 2).sum().backward()
+        optimizer.step()
+    assert max_difference(model, other) < 1e-6
+    assert torch.allclose(wrapper.weighting.log_variance_T.double(), log_variance, rtol=1e-5)
+    group = wrapper.optimizer.param_groups[-1]
+    assert group['lr'] == 0.3 and group['weight_decay'] == 0
+
+
+class Extra(ToyModel):
+    def forward(self, inputs, a, b, c, mode='loss'):
+        captured = []
+        hook = self.encoder.register_forward_hook(lambda *call: captured.append(call[2]))
+        losses = super().forward(inputs, a, b, c)
+        hook.remove()
+        return {**losses, 'aux.loss_x': (captured[0] ** 2).mean()}
+
+
+class PrefixModel(ToyModel):
+    """Speaks mmseg's language: several loss keys per task and a non-loss entry."""
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        z = self.encoder(inputs)
+        out = {task: module(z) for task, module in self.heads.items()}
+        return {
+            'decode.loss_ce': torch.nn.functional.cross_entropy(out['a'], a),
+            'decode.loss_extra': [(out['a'] ** 2).mean(), (out['a'] ** 4).mean()],
+            'decode.acc_seg': torch.tensor(1.0),
+            'aux.loss_b': (out['b'] - b).abs(),
+            'aux2.loss': ((out['c'] - c) ** 2).mean(),
+        }
+
+
+def test_a_foreign_model_is_trained_by_prefixes():
+    model, other = make_model(cls=PrefixModel), make_model(cls=PrefixModel)
+    tasks = dict(a='decode.', b='aux.', c='aux2.')
+    log = run(model, wrap(model, tasks=tasks, loss_transform='log', momentum=0), [make_batch()])[0]
+    out = other(**make_batch())
+    total = (
+        (out['decode.loss_ce'] + sum(out['decode.loss_extra'])).log()
+        + out['aux.loss_b'].mean().log()
+        + out['aux2.loss'].log()
+    )
+    total.backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+    assert max_difference(model, other) < 1e-10
+    assert log['loss'] == pytest.approx(float(total.detach())) and log['decode.acc_seg'] == 1
+    assert 'raw/decode.extra' in log
+
+
+def test_unclaimed_losses_are_listed_or_added():
+    model = make_model(cls=Extra)
+    with pytest.raises(ValueError, match=r"no task claims the losses \['aux.loss_x'\]"):
+        run(model, wrap(model), [make_batch()])
+    for aggregator in (None, dict(type='PCGrad')):
+        model, other = make_model(cls=Extra), make_model(cls=Extra)
+        run(
+            model,
+            wrap(model, extra_losses='add', loss_transform='log', aggregator=aggregator, momentum=0),
+            [make_batch()],
+        )
+        losses = other(**make_batch())
+        extra = losses.pop('aux.loss_x')
+        if aggregator is None:
+            (sum(loss.log() for loss in losses.values()) + extra).backward()
+            torch.optim.SGD(other.parameters(), lr=0.1).step()
+            assert max_difference(model, other) < 1e-10
+        else:
+            plain = make_model(cls=Extra)
+            reference.train(plain, [[make_batch()]], log=True, use_pcgrad=True, momentum=0)
+            for p, g in zip(
+                plain.encoder.parameters(), torch.autograd.grad(extra, list(other.encoder.parameters())), strict=True
+            ):
+                p.data -= 0.1 * g
+            assert max_difference(model, plain) < 1e-10

@@ -1,0 +1,203 @@
+"""A resumed run equals an uninterrupted one, bit for bit; anything else is refused."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.engine.state import random_state, set_random_state
+from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.toy import make_batch, make_model, max_difference
+
+REP_MTL = dict(loss_transform='log', regularizers=[dict(REP, warmup_iters=3, interval=2)])
+METHODS = {
+    'rep-mtl': REP_MTL,
+    'uncertainty': dict(weighting=dict(type='UncertaintyWeighting')),
+    'pcgrad-rep-mtl': dict(REP_MTL, aggregator=dict(type='PCGrad')),
+    'fp16': dict(REP_MTL, precision='fp16', loss_scale=dict(init_scale=256.0, growth_interval=2)),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_state_dict_carries_the_method_over(name, tmp_path):
+    dtype = torch.float32 if name == 'fp16' else torch.float64
+    batches = [make_batch(seed=i, dtype=dtype) for i in range(6)]
+    model = make_model(dtype=dtype)
+    wrapper = wrap(model, **METHODS[name])
+    run(model, wrapper, batches[:3])
+    torch.save(dict(model=model.state_dict(), optimizer=wrapper.state_dict()), tmp_path / 'state.pt')
+    run(model, wrapper, batches[3:])
+
+    state = torch.load(tmp_path / 'state.pt', weights_only=True)
+    other = make_model(seed=1, dtype=dtype)
+    other.load_state_dict(state['model'])
+    resumed = wrap(other, **METHODS[name])
+    resumed.load_state_dict(state['optimizer'])
+    resumed._inner_count = 3
+    run(other, resumed, batches[3:])
+    assert max_difference(model, other) == 0
+    fresh = make_model(dtype=dtype)
+    fresh.load_state_dict(state['model'])
+    run(fresh, wrap(fresh, **METHODS[name]), batches[3:])
+    assert max_difference(model, fresh) > 0
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(aggregator=dict(type='PCGrad')), "aggregator: None in the checkpoint, {'type': 'PCGrad'} now"),
+        (dict(loss_transform=None), 'loss_transform: log in the checkpoint, None now'),
+        (dict(regularizers=[dict(REP, temperature=0.5)]), 'regularizers: '),
+        (dict(precision='bf16'), 'precision: fp32'),
+    ],
+)
+def test_another_method_is_refused_unless_forced(change, message):
+    settings = dict(loss_transform='log', regularizers=[REP])
+    state = wrap(make_model(), **settings).state_dict()
+    with pytest.raises(RuntimeError, match=message):
+        wrap(make_model(), **{**settings, **change}).load_state_dict(copy.deepcopy(state))
+    wrap(make_model(), force_resume=True, **{**settings, **change}).load_state_dict(copy.deepcopy(state))
+
+
+def test_another_number_of_processes_or_optim_wrapper_is_refused():
+    state = wrap(make_model()).state_dict()
+    state['multi_task']['world_size'] = 4
+    with pytest.raises(RuntimeError, match='number of processes: 4 in the checkpoint, 1 now'):
+        wrap(make_model()).load_state_dict(state)
+    state.pop('multi_task')
+    with pytest.raises(RuntimeError, match='not written by MultiTaskOptimWrapper'):
+        wrap(make_model()).load_state_dict(state)
+
+
+def test_random_states_round_trip():
+    import random
+
+    import numpy as np
+
+    state = random_state()
+    drawn = random.random(), np.random.rand(), torch.rand(2).tolist()
+    set_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(2).tolist()) == drawn
+
+
+def config(work_dir, **kwargs) -> dict:
+    """Dropout, augmentation, shuffling, workers and validation: everything that draws random numbers."""
+    data = dict(type='SynthRoomsDataset', size=(24, 32), num_samples=8)
+    pack = dict(type='PackMultiTaskInputs')
+    head = dict(type='ConvDecoder', hidden_channels=4, num_convs=1, dropout=0.3)
+    return (
+        dict(
+            work_dir=str(work_dir),
+            default_scope='mmrepmtl',
+            launcher='none',
+            model=dict(
+                type='MultiTaskModel',
+                encoder=dict(type='TimmEncoder', name='test_resnet'),
+                heads=dict(
+                    semseg=dict(type='SegmentationHead', num_classes=11, decoder=head),
+                    depth=dict(type='DepthHead', decoder=head),
+                ),
+            ),
+            train_dataloader=dict(
+                batch_size=4,
+                num_workers=1,
+                sampler=dict(type='EpochSampler', shuffle=True),
+                dataset=dict(data, pipeline=[dict(type='RandomFlip', prob=0.5), dict(type='RandomZoom'), pack]),
+            ),
+            val_dataloader=dict(
+                batch_size=4,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=False),
+                dataset=dict(data, split='val', test_mode=True, pipeline=[pack]),
+            ),
+            val_evaluator=[dict(type='DepthMetric', task='depth')],
+            val_cfg=dict(),
+            train_cfg=dict(by_epoch=True, max_epochs=3),
+            optim_wrapper=dict(
+                type='MultiTaskOptimWrapper', optimizer=dict(type='Adam', lr=1e-3), shared='encoder', **REP_MTL
+            ),
+            param_scheduler=[dict(type='MultiStepLR', milestones=[2], by_epoch=True)],
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+            custom_hooks=[dict(type='ResumeHook')],
+            randomness=dict(seed=3),
+        )
+        | kwargs
+    )
+
+
+class Interrupt(Hook):
+    """Stops the process in the middle of the second epoch."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            raise KeyboardInterrupt
+
+
+def parameters(path) -> list:
+    return list(load_checkpoint(path)['state_dict'].items())
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    Runner(experiment_name='whole', **config(tmp_path / 'whole')).train()
+    interrupted = Runner(experiment_name='first', **config(tmp_path / 'cut'))
+    interrupted.register_hook(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    torch.rand(5)
+    Runner(experiment_name='second', **config(tmp_path / 'cut', resume=True)).train()
+    whole, cut = parameters(tmp_path / 'whole/epoch_3.pth'), parameters(tmp_path / 'cut/epoch_3.pth')
+    assert [name for name, _ in whole] == [name for name, _ in cut]
+    different = [name for (name, a), (_, b) in zip(whole, cut, strict=True) if not torch.equal(a, b)]
+    assert different == []
+    states = load_checkpoint(tmp_path / 'whole/epoch_3.pth')['random_states']
+    assert len(states) == 1 and torch.equal(
+        states[0]['torch'], load_checkpoint(tmp_path / 'cut/epoch_3.pth')['random_states'][0]['torch']
+    )
+
+
+def test_how_often_one_validates_does_not_change_the_training(tmp_path):
+    Runner(experiment_name='often', **config(tmp_path / 'often', train_cfg=dict(by_epoch=True, max_epochs=2))).train()
+    Runner(
+        experiment_name='never',
+        **config(tmp_path / 'never', train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=9, val_begin=9)),
+    ).train()
+    for (name, a), (_, b) in zip(
+        parameters(tmp_path / 'often/epoch_2.pth'), parameters(tmp_path / 'never/epoch_2.pth'), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ('this ran',)
+
+
+def test_checkpoints_that_could_run_code_or_are_damaged_are_refused(tmp_path, capfd):
+    torch.save(dict(state_dict={}, extra=Malice()), tmp_path / 'bad.pth')
+    with pytest.raises(ValueError, match=r'bad.pth is refused: .*print.*--trust-checkpoint'):
+        load_checkpoint(tmp_path / 'bad.pth')
+    assert 'this ran' not in capfd.readouterr().out
+    load_checkpoint(tmp_path / 'bad.pth', trust=True)
+    assert 'this ran' in capfd.readouterr().out
+    (tmp_path / 'cut.pth').write_bytes((tmp_path / 'bad.pth').read_bytes()[:100])
+    with pytest.raises(ValueError, match='cut.pth is damaged'):
+        load_checkpoint(tmp_path / 'cut.pth')
+    with pytest.raises(FileNotFoundError, match='no checkpoint .*none.pth'):
+        load_checkpoint(tmp_path / 'none.pth')
+    torch.save([1], tmp_path / 'list.pth')
+    with pytest.raises(ValueError, match='list.pth is no checkpoint of mmengine'):
+        load_checkpoint(tmp_path / 'list.pth')
+
+
+def test_a_longer_schedule_on_resume_is_pointed_out(tmp_path):
+    short = dict(experiment_name='short', train_cfg=dict(by_epoch=True, max_epochs=1))
+    Runner.from_cfg(Config(config(tmp_path, **short))).train()
+    runner = Runner.from_cfg(Config(config(tmp_path, experiment_name='long', resume=True)))
+    warnings = []
+    runner.logger.warning = lambda message, *args: warnings.append(message)
+    runner.train()
+    assert any('train_cfg' in w and 'the schedule of the checkpoint goes on' in w for w in warnings)

@@ -1,0 +1,68 @@
+"""A small multi-task model and its batches, in mmengine's form and as plain functions."""
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+
+
+class Identity(nn.Module):
+    """Stands for mmengine's data preprocessor: the batch is used as it is."""
+
+    def forward(self, data, training=False):
+        return data
+
+
+def head(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, channels, 1))
+
+
+class ToyModel(BaseModel):
+    """Encoder of two convolutions, a classification-like and two regression-like dense heads; no BatchNorm, no
+    dropout."""
+
+    tasks = ('a', 'b', 'c')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_preprocessor = Identity()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3, padding=1), nn.Tanh())
+        self.heads = nn.ModuleDict(dict(a=head(3), b=head(1), c=head(2)))
+
+    def losses(self, inputs, a, b, c):
+        z = self.encoder(inputs)
+        return dict(
+            a=nn.functional.cross_entropy(self.heads['a'](z), a),
+            b=(self.heads['b'](z) - b).abs().mean(),
+            c=((self.heads['c'](z) - c) ** 2).mean(),
+        )
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        assert mode == 'loss'
+        return {f'{task}.loss': loss for task, loss in self.losses(inputs, a, b, c).items()}
+
+
+def make_model(seed: int = 0, dtype=torch.float64, cls=ToyModel) -> ToyModel:
+    torch.manual_seed(seed)
+    return cls().to(dtype)
+
+
+def make_batch(size: int = 4, seed: int = 0, dtype=torch.float64) -> dict:
+    g = torch.Generator().manual_seed(seed)
+    return dict(
+        inputs=torch.randn(size, 3, 6, 5, generator=g, dtype=torch.float64).to(dtype),
+        a=torch.randint(0, 3, (size, 6, 5), generator=g),
+        b=torch.randn(size, 1, 6, 5, generator=g, dtype=torch.float64).to(dtype),
+        c=torch.randn(size, 2, 6, 5, generator=g, dtype=torch.float64).to(dtype),
+    )
+
+
+def split(batch: dict, sizes) -> list[dict]:
+    parts = {key: value.split(sizes) for key, value in batch.items()}
+    return [{key: parts[key][i] for key in parts} for i in range(len(sizes))]
+
+
+def max_difference(model, other) -> float:
+    """Largest parameter difference relative to the largest parameter."""
+    pairs = list(zip(model.parameters(), other.parameters(), strict=True))
+    largest = max(float(p.detach().abs().max()) for p, _ in pairs)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs) / largest
