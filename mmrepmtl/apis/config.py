@@ -1,0 +1,130 @@
+"""From a config file and the command line to the config of one run."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+
+METHOD_KEYS = ('loss_transform', 'weighting', 'aggregator', 'regularizers')
+
+
+def _method_folder(config_file: Path) -> Path:
+    """``_base_/methods`` above the config file, else that of this repository."""
+    for folder in (*config_file.resolve().parents, Path(__file__).resolve().parents[2] / 'configs'):
+        if (folder / '_base_' / 'methods').is_dir():
+            return folder / '_base_' / 'methods'
+    raise ValueError(
+        f'{config_file}: no folder _base_/methods above it, and no configs/ beside the package; --method needs '
+        'a checkout of the repository'
+    )
+
+
+def available_methods(config_file: str | Path) -> list[str]:
+    """Names that ``--method`` takes for this config."""
+    return sorted(path.stem for path in _method_folder(Path(config_file)).glob('*.py'))
+
+
+def load_config(
+    path: str | Path,
+    method: str | None = None,
+    work_dir: str | None = None,
+    resume: bool | str = False,
+    precision: str | None = None,
+    seed: int | None = None,
+    data_root: str | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+    force_resume: bool = False,
+) -> Config:
+    """Loads a config and applies the command line to it.
+
+    Args:
+        path: The config file.
+        method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
+        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the method's name).
+        resume: True: from the last checkpoint in the work directory; a path: from that.
+        precision: 'fp32', 'bf16' or 'fp16'.
+        seed: Of the run.
+        data_root: Replaces the data root of every data set that has one.
+        cfg_options: Dotted key -> value, applied last.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        force_resume: Resume although the method or the number of processes differs.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: For an unknown method; lists those there are.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no config {path}')
+    cfg = Config.fromfile(path)
+    cfg.launcher = launcher
+    if method is not None:
+        _overlay(cfg, path, method)
+    if precision is not None:
+        cfg.optim_wrapper.precision = precision
+    if seed is not None:
+        cfg.merge_from_dict({'randomness.seed': seed})
+    if data_root is not None:
+        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            dataset = cfg.get(key, {}).get('dataset', {})
+            if 'data_root' in dataset:
+                dataset.data_root = data_root
+    if cfg_options:
+        cfg.merge_from_dict(dict(cfg_options))
+    cfg.work_dir = (
+        work_dir
+        or cfg.get('work_dir')
+        or os.path.join('work_dirs', path.stem if method is None else f'{path.stem}_{method}')
+    )
+    if resume:
+        cfg.resume = True
+        cfg.load_from = resume if isinstance(resume, str) else None
+        if isinstance(resume, str) and not Path(resume).is_file():
+            raise FileNotFoundError(f'--resume: there is no checkpoint {resume}')
+    if force_resume:
+        cfg.optim_wrapper.force_resume = True
+    return cfg
+
+
+def _overlay(cfg: Config, path: Path, method: str) -> None:
+    known = available_methods(path)
+    if method not in known:
+        raise ValueError(f'--method: {method!r} is unknown; there are {", ".join(known)}')
+    overlay = Config.fromfile(_method_folder(path) / f'{method}.py')
+    for key in METHOD_KEYS:
+        # Replaced, not merged: nothing of the config's own method may remain.
+        cfg.optim_wrapper[key] = overlay.optim_wrapper.get(key)
+    cfg.optim_wrapper.type = overlay.optim_wrapper.type
+    cfg.single_task = overlay.get('single_task', False)
+
+
+def prepare_launch(cfg: Config) -> None:
+    """Makes mmengine's distributed start work on a machine without an accelerator (gloo, no device ids)."""
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if not dist.is_initialized():
+        if cfg.launcher != 'pytorch':
+            raise ValueError(
+                f'launcher={cfg.launcher!r} without a GPU is not supported; use torchrun (--launcher pytorch), '
+                'which starts gloo processes'
+            )
+        missing = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
+        if missing:
+            raise ValueError(
+                f'--launcher pytorch: the environment lacks {", ".join(missing)}; start through '
+                'tools/dist_train.sh CONFIG PROCESSES, or torchrun'
+            )
+        dist.init_process_group('gloo')
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = wrapper | dict(cfg.get('model_wrapper_cfg') or {})
+    cfg.model_wrapper_cfg.device_ids = None

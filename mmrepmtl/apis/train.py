@@ -1,0 +1,76 @@
+"""Training: one run, or the single-task runs that Delta p is measured against."""
+
+import copy
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmrepmtl.apis.config import prepare_launch
+from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.engine.metrics_file import MetricsFileHook
+from mmrepmtl.evaluation import save_results
+
+
+def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
+    """Runs a training and returns the metrics of its last validation, the same on every rank.
+
+    Args:
+        cfg: As :func:`mmrepmtl.apis.load_config` makes it.
+        trust_checkpoint: Load checkpoints that hold more than data.
+
+    Raises:
+        ValueError: If a checkpoint to start from is refused or damaged.
+    """
+    prepare_launch(cfg)
+    start = cfg.get('load_from')
+    if cfg.get('resume') and start is None:
+        start = find_latest_checkpoint(cfg.work_dir)
+    if start is not None and not trust_checkpoint:
+        # mmengine would fall back to unpickling whatever the file holds.
+        load_checkpoint(start)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return metrics_of(runner)
+
+
+def metrics_of(runner: Runner) -> dict[str, float]:
+    """The metrics of the runner's last validation or test."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, MetricsFileHook)]
+    return hooks[0].metrics if hooks else {}
+
+
+def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
+    """Trains each task alone, one after the other, and writes their metrics to ``stl.json`` in the work directory.
+
+    The network, the data and the schedule are those of the multi-task run, with one head. A task's run lies in the
+    folder of its name.
+
+    Returns:
+        The metrics of all tasks, the baseline of Delta p.
+    """
+    metrics: dict[str, float] = {}
+    for task in cfg.model.heads:
+        metrics |= train(single_task_config(cfg, task), trust_checkpoint)
+    if is_main_process():
+        save_results(
+            Path(cfg.work_dir, 'stl.json'),
+            metrics,
+            dict(method='stl', selection='last checkpoint, no selection', seed=cfg.get('randomness', {}).get('seed')),
+        )
+    return metrics
+
+
+def single_task_config(cfg: Config, task: str) -> Config:
+    """The config of ``task`` alone."""
+    alone = copy.deepcopy(cfg)
+    head = alone.model.heads[task]
+    alone.model.heads = {task: head}
+    for key in ('val_evaluator', 'test_evaluator'):
+        alone[key] = [metric for metric in alone[key] if metric.task == task]
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        alone[key].dataset.targets = [head.get('target') or task]
+    alone.work_dir = str(Path(cfg.work_dir, task))
+    alone.experiment_name = f'{Path(cfg.work_dir).name}_{task}'
+    return alone

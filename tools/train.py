@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Trains a model from a config."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+from mmrepmtl.apis import load_config, train, train_single_tasks
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('--method', help='overlay of configs/_base_/methods; stl trains each task alone')
+    parser.add_argument('--work-dir', help='where the run writes (default: work_dirs/CONFIG)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=False,
+        metavar='PATH',
+        help='go on from PATH, or from the last checkpoint of the work directory',
+    )
+    parser.add_argument(
+        '--force-resume', action='store_true', help='resume although the method or the number of processes differs'
+    )
+    parser.add_argument('--trust-checkpoint', action='store_true', help='load checkpoints that hold more than data')
+    parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16'])
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--data-root', help='folder of the data set')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(
+        args.config,
+        args.method,
+        args.work_dir,
+        args.resume,
+        args.precision,
+        args.seed,
+        args.data_root,
+        args.cfg_options,
+        args.launcher,
+        args.force_resume,
+    )
+    run = train_single_tasks if cfg.get('single_task') else train
+    run(cfg, trust_checkpoint=args.trust_checkpoint)
+
+
+if __name__ == '__main__':
+    main()
