@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import torch.distributed as dist
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
@@ -26,11 +27,23 @@ class MetricsFileHook(Hook):
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Writes the file on the first rank."""
         self.metrics = dict(metrics or {})
+        self._compare_ranks(runner)
         self._write(runner)
 
     def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keeps the metrics for who asked for the test."""
         self.metrics = dict(metrics or {})
+
+    def _compare_ranks(self, runner) -> None:
+        """Stops if the ranks disagree: then an evaluation was sharded wrongly, and no number of it means anything."""
+        if num_processes() == 1:
+            return
+        everyone = [None] * num_processes()
+        dist.all_gather_object(everyone, self.metrics)
+        # As text, in which NaN (a task without labels) equals itself.
+        if len({str(sorted(metrics.items())) for metrics in everyone}) > 1:
+            raise RuntimeError(f'MetricsFileHook: the ranks computed different metrics: {everyone}')
+        runner.logger.info(f'MetricsFileHook: all {len(everyone)} ranks computed the same metrics')
 
     @master_only
     def _write(self, runner) -> None:

@@ -171,6 +171,10 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
     return gradient.movedim(-1, 1) if layout == 'NHWC' else gradient
 
 
+# All functions that the decorator returns share its inner function's code.
+_ONCE_WRAPPERS = {torch.autograd.function.once_differentiable(lambda ctx, grad: grad).__code__}
+
+
 def check_twice_differentiable(losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
                                gradients: Mapping[str, list[Tensor]]) -> None:
     """Differentiates the saliencies once more, to find a head that cannot be, and to say which.
@@ -188,6 +192,9 @@ def check_twice_differentiable(losses: Mapping[str, Tensor], sources: Mapping[st
         for node in head:
             if 'SyncBatchNorm' in node.name():
                 raise ValueError(_message(task, node.name()))
+            if _once_differentiable(node):
+                raise ValueError(f'the head of task {task!r} cannot be differentiated twice, which Rep-MTL needs: the '
+                                 f'backward of {node.name()} is marked once_differentiable; replace the operation')
         dependent = [gradient for gradient in gradients[task] if gradient.requires_grad]
         if not dependent:
             hidden = [node.name() for node in head if isinstance(node, torch.autograd.function.BackwardCFunction)]
@@ -200,6 +207,19 @@ def check_twice_differentiable(losses: Mapping[str, Tensor], sources: Mapping[st
         with torch.autocast(loss.device.type, enabled=False), _explain(task):
             torch.autograd.grad(dependent, [*sources[task], *leaves], [torch.ones_like(part) for part in dependent],
                                 retain_graph=True, allow_unused=True)
+
+
+def _once_differentiable(node: Any) -> bool:
+    """Whether ``node`` is of an ``autograd.Function`` whose backward is wrapped by ``once_differentiable``.
+
+    Where the gradient that arrives there is a constant (that of a mean), torch cuts the graph without an error.
+    """
+    function = getattr(getattr(type(node), '_forward_cls', None), 'backward', None)
+    while function is not None:
+        if getattr(function, '__code__', None) in _ONCE_WRAPPERS:
+            return True
+        function = getattr(function, '__wrapped__', None)
+    return False
 
 
 def _nodes(outputs: Sequence[Tensor], stops: Sequence[Any]) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """Measures CSA's low-rank form against the literal C x C formula: memory and time of a forward and backward.
 
-Memory is the peak resident set of a child process per form (Linux's VmHWM; ``torch.cuda.max_memory_allocated`` on a GPU)
+Memory is the peak resident set of a child process per form (Linux: VmHWM; ``torch.cuda.max_memory_allocated`` on a GPU)
 beyond what it held once the saliency was allocated. Times are the best of runs that alternate between both forms in one
 process.
 
