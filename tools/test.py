@@ -7,7 +7,8 @@ import os
 from mmengine.config import DictAction
 
 from mmrepmtl.apis import evaluate, load_config
-from mmrepmtl.evaluation import load_baseline
+from mmrepmtl.apis.config import check_comparable
+from mmrepmtl.evaluation import load_baseline, load_results
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +40,8 @@ def main() -> None:
         cfg_options=args.cfg_options,
         launcher=args.launcher,
     )
+    if args.stl:
+        check_comparable(cfg, {path: load_results(path)[1] for path in args.stl})
     stl = load_baseline(*args.stl) if args.stl else None
     evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
 

@@ -1,5 +1,6 @@
 """From a config file and the command line to the config of one run."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,33 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
         cfg.optim_wrapper[key] = overlay.optim_wrapper.get(key)
     cfg.optim_wrapper.type = overlay.optim_wrapper.type
     cfg.single_task = overlay.get('single_task', False)
+
+
+def test_data(cfg: Config) -> str:
+    """What the test metrics are computed on, as text: two results are comparable if it is equal.
+
+    Where the files lie and which targets a single-task run loads make no difference.
+    """
+    dataset = {key: value for key, value in cfg.test_dataloader.dataset.items() if key not in ('data_root', 'targets')}
+    return json.dumps(dataset, sort_keys=True, default=str)
+
+
+def check_comparable(cfg: Config, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses results files of another test set.
+
+    Args:
+        cfg: The config whose test set counts.
+        results: {file: its meta data}; a file without ``test_data`` (made elsewhere) is taken as it is.
+
+    Raises:
+        ValueError: Naming the file and both test sets.
+    """
+    for file, meta in results.items():
+        if meta.get('test_data', test_data(cfg)) != test_data(cfg):
+            raise ValueError(
+                f'{file} was measured on another test set: {meta["test_data"]} there, {test_data(cfg)} here; Delta p '
+                'compares results of one test set only'
+            )
 
 
 def prepare_launch(cfg: Config) -> None:

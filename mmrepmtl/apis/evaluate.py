@@ -8,9 +8,9 @@ from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmrepmtl.apis.config import prepare_launch
-from mmrepmtl.apis.train import metrics_of
+from mmrepmtl.apis.config import prepare_launch, test_data
 from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.engine.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
     comparison_table,
     delta_m,
@@ -55,12 +55,17 @@ def evaluate(
     cfg.load_from, cfg.resume = None, False
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if runner.distributed else runner.model
-    outcome = model.load_state_dict(state['state_dict'], strict=True)
-    if outcome.missing_keys or outcome.unexpected_keys:
-        raise ValueError(
-            f'{checkpoint} does not fit the model of the config: missing {outcome.missing_keys[:5]}, unexpected '
-            f'{outcome.unexpected_keys[:5]}'
+    try:
+        outcome = model.load_state_dict(state['state_dict'], strict=False)
+        misfit = (
+            ''
+            if not (outcome.missing_keys or outcome.unexpected_keys)
+            else (f'missing {outcome.missing_keys[:5]}, unexpected {outcome.unexpected_keys[:5]}')
         )
+    except RuntimeError as error:  # torch's word for shapes that differ
+        misfit = str(error)
+    if misfit:
+        raise ValueError(f'{checkpoint} does not fit the model of the config: {misfit}')
     runner.test()
     metrics = metrics_of(runner)
     delta = (
@@ -82,12 +87,23 @@ def evaluate(
             Path(cfg.work_dir, 'test_metrics.json'),
             metrics,
             dict(
-                checkpoint=str(checkpoint), epoch=epoch, selection='the checkpoint given', constant=constants, **delta
+                checkpoint=str(checkpoint),
+                test_data=test_data(cfg),
+                epoch=epoch,
+                selection='the checkpoint given',
+                constant=constants,
+                **delta,
             ),
         )
         if show_dir is not None:
             _draw(runner, model, Path(show_dir) / 'predictions.png', num_pictures)
     return dict(metrics=metrics, constant=constants, delta=delta)
+
+
+def metrics_of(runner: Runner) -> dict[str, float]:
+    """The metrics of the runner's last validation or test."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, MetricsFileHook)]
+    return hooks[0].metrics if hooks else {}
 
 
 def _constants(cfg: Config) -> dict[str, float]:

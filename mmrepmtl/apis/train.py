@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmrepmtl.apis.config import prepare_launch
+from mmrepmtl.apis.config import prepare_launch, test_data
+from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import save_results
 
 
@@ -35,30 +35,25 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
     return metrics_of(runner)
 
 
-def metrics_of(runner: Runner) -> dict[str, float]:
-    """The metrics of the runner's last validation or test."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, MetricsFileHook)]
-    return hooks[0].metrics if hooks else {}
-
-
 def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
-    """Trains each task alone, one after the other, and writes their metrics to ``stl.json`` in the work directory.
+    """Trains each task alone, one after the other, and writes their *test* metrics to ``stl.json`` in the work dir.
 
     The network, the data and the schedule are those of the multi-task run, with one head. A task's run lies in the
-    folder of its name.
+    folder of its name; the last checkpoint is evaluated, so a task that was finished before a resume counts too.
 
     Returns:
-        The metrics of all tasks, the baseline of Delta p.
+        The metrics of all tasks on ``cfg.test_dataloader``, the baseline of Delta p.
     """
     metrics: dict[str, float] = {}
     for task in cfg.model.heads:
-        metrics |= train(single_task_config(cfg, task), trust_checkpoint)
+        alone = single_task_config(cfg, task)
+        train(copy.deepcopy(alone), trust_checkpoint)
+        checkpoint = find_latest_checkpoint(alone.work_dir)
+        alone.experiment_name += '_test'
+        metrics |= evaluate(alone, checkpoint, constant=False, trust_checkpoint=trust_checkpoint)['metrics']
     if is_main_process():
-        save_results(
-            Path(cfg.work_dir, 'stl.json'),
-            metrics,
-            dict(method='stl', selection='last checkpoint, no selection', seed=cfg.get('randomness', {}).get('seed')),
-        )
+        meta = dict(method='stl', selection='last checkpoint, no selection', test_data=test_data(cfg))
+        save_results(Path(cfg.work_dir, 'stl.json'), metrics, meta | dict(seed=cfg.get('randomness', {}).get('seed')))
     return metrics
 
 

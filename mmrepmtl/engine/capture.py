@@ -1,5 +1,6 @@
 """Captures the shared representation Z while the model runs, without a change to the model."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -51,12 +52,22 @@ class SharedCapture:
             self.views.append(view)
             return view
         if isinstance(output, Mapping):
-            return {key: self._view(value) for key, value in output.items()}
+            viewed = copy.copy(output)  # of its own type, which heads may rely on
+            for key, value in output.items():
+                viewed[key] = self._view(value)
+            return viewed
         if isinstance(output, tuple) and hasattr(output, '_fields'):
             return type(output)(*(self._view(value) for value in output))
         if isinstance(output, (list, tuple)):
             return type(output)(self._view(value) for value in output)
         return output
+
+    def levels(self, tasks):
+        """Z for a regulariser: a tensor, a list of levels, or {task: tensor} if the module returned just that."""
+        output = self.representation
+        if isinstance(output, Tensor) or isinstance(output, Mapping) and set(output) == set(tasks):
+            return output
+        return self.views
 
     def check_unmodified(self) -> None:
         """Raises RuntimeError if a head has written into Z, whose gradient would then be that of something else."""

@@ -11,6 +11,31 @@ _COMPILED = (
 )
 
 
+DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def check_settings(extra_losses, loss_transform, precision, tasks) -> None:
+    """Raises ValueError for a value that a setting of the optim wrapper does not have."""
+    if extra_losses not in ('error', 'add'):
+        raise ValueError(f"MultiTaskOptimWrapper: extra_losses must be 'error' or 'add', got {extra_losses!r}")
+    if loss_transform not in (None, 'log'):
+        raise ValueError(f"MultiTaskOptimWrapper: loss_transform must be None or 'log', got {loss_transform!r}")
+    if precision not in DTYPES:
+        raise ValueError(f'MultiTaskOptimWrapper: precision must be one of {list(DTYPES)}, got {precision!r}')
+    if isinstance(tasks, str):
+        raise ValueError(f'MultiTaskOptimWrapper: tasks must be a dict or a list, got the string {tasks!r}')
+
+
+def check_names(regularizers) -> None:
+    """Raises ValueError for a regulariser whose diagnostics mmengine would take for losses."""
+    for regularizer in regularizers:
+        if 'loss' in regularizer.name:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the regulariser name {regularizer.name!r} contains "loss", and mmengine adds '
+                'every logged value whose name does to the objective; rename it'
+            )
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel.
 

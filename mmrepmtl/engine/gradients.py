@@ -9,15 +9,16 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
 from mmrepmtl.methods.regularizer import num_processes
 
 
-def upstream_parameters(views: Sequence[Tensor]) -> set[Tensor]:
-    """The leaves that Z was computed from: what an aggregator's gradient is for."""
-    seen, found = set(), set()
-    stack = [node for view in views if (node := view.grad_fn) is not None]
+def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tensor]:
+    """The leaf tensors that ``outputs`` were computed from, not looking behind ``stops``."""
+    found, seen = set(), {get_gradient_edge(stop).node for stop in stops}
+    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while stack:
         node = stack.pop()
         if node in seen:
@@ -35,13 +36,14 @@ class GradientAggregation:
     Args:
         aggregator: The method.
         group: Process group of the reductions.
+        skip_nonfinite: Whether a gradient scaler deals with gradients that are not finite.
 
     With gradient accumulation a parameter-level method combines once, at the end of the window, the gradients that the
     micro-batches summed up, so that two half batches equal one whole one. A representation-level method combines each
     micro-batch, since its gradients belong to that micro-batch's Z.
     """
 
-    def __init__(self, aggregator: Aggregator, group) -> None:
+    def __init__(self, aggregator: Aggregator, group, skip_nonfinite: bool = False) -> None:
         if aggregator.level == 'representation' and not isinstance(aggregator, GramianAggregator):
             raise ValueError(
                 f"{type(aggregator).__name__}: level='representation' needs a method that is defined by the "
@@ -49,8 +51,10 @@ class GradientAggregation:
             )
         self.aggregator = aggregator
         self.group = group
+        self.skip_nonfinite = skip_nonfinite
         self.weights_T: Tensor | None = None
-        self.penalty_ratio: float | None = None
+        self.penalty_squares: Tensor | None = None
+        self._bypass_checked = False
         self._rows: dict[int, list[Tensor | None]] = {}
         self._shared: list[nn.Parameter] = []
 
@@ -83,14 +87,17 @@ class GradientAggregation:
         Raises:
             RuntimeError: If a task's loss does not depend on Z.
         """
-        upstream = upstream_parameters(views)
+        upstream = leaves(views)  # what an aggregator's gradient is for
         shared = [p for p in parameters if p in upstream]
         others = [p for p in parameters if p not in upstream]
-        at_views = []
+        at_parameters = self.aggregator.level == 'parameter'
+        if not at_parameters:
+            self._refuse_bypass(tasks, objectives, views, upstream)
+        # At parameter level one traversal gives everything, also what reaches the encoder past Z.
+        wanted = [*views, *others, *(shared if at_parameters else ())]
+        at_views, rows = [], []
         for task, objective in zip(tasks, objectives, strict=True):
-            grads = torch.autograd.grad(
-                objective * (factor * scale), [*views, *others], retain_graph=True, allow_unused=True
-            )
+            grads = torch.autograd.grad(objective * (factor * scale), wanted, retain_graph=True, allow_unused=True)
             here, beyond = grads[: len(views)], grads[len(views) :]
             if all(grad is None for grad in here):
                 raise RuntimeError(
@@ -98,28 +105,39 @@ class GradientAggregation:
                     'representation, so it has no gradient there; check `shared`'
                 )
             at_views.append([g if g is not None else torch.zeros_like(v) for g, v in zip(here, views, strict=True)])
-            accumulate(others, beyond)
+            accumulate(others, beyond[: len(others)])
+            rows.append(list(beyond[len(others) :]))
+        self.penalty_squares = None
         if rest is not None and rest.requires_grad:
-            # Last in order of creation of the graph, so it may free what only it uses; the encoder is still needed.
             self._backward_penalty(rest * (factor * scale), at_views, views, parameters)
-        if self.aggregator.level == 'representation':
-            self._combine_at_representation(at_views, views, shared, losses_T, scale)
+        if at_parameters:
+            self._add_rows(rows, shared)
         else:
-            self._add_rows(at_views, views, shared)
+            self._combine_at_representation(at_views, views, shared, losses_T, scale)
         if last:
-            self._finish(parameters, losses_T, scale)
+            self._finish(tasks, parameters, losses_T, scale)
+
+    def _refuse_bypass(self, tasks, objectives, views, upstream) -> None:
+        """A gradient that reaches the encoder past Z would be lost where only Z's is combined."""
+        if self._bypass_checked:
+            return
+        for task, objective in zip(tasks, objectives, strict=True):
+            if leaves([objective], views) & upstream:
+                raise RuntimeError(
+                    f'MultiTaskOptimWrapper: task {task!r} reads the encoder past the shared representation, which '
+                    "level='representation' cannot see; use level='parameter', or name a `shared` that all tasks read"
+                )
+        self._bypass_checked = True
 
     def _backward_penalty(self, rest, at_views, views, parameters) -> None:
         """Backward of what is no row of the Jacobian; measures its gradient at Z against the tasks' own."""
-        norms: list[Tensor] = []
-        hooks = [view.register_hook(lambda grad: norms.append(grad.detach().float().norm())) for view in views]
+        squares = [views[0].new_zeros((), dtype=torch.float32)]
+        hooks = [view.register_hook(lambda grad: squares.append(_square(grad))) for view in views]
         torch.autograd.backward(rest, inputs=list(parameters), retain_graph=True)
         for hook in hooks:
             hook.remove()
-        tasks = torch.stack(
-            [sum(grads[level].float() for grads in at_views).norm() for level in range(len(views))]
-        ).norm()
-        self.penalty_ratio = float(torch.stack(norms).norm() / tasks) if norms and tasks > 0 else None
+        tasks = sum(_square(sum(grads[level].float() for grads in at_views)) for level in range(len(views)))
+        self.penalty_squares = torch.stack([sum(squares), tasks])
 
     def _combine_at_representation(self, at_views, views, shared, losses_T, scale) -> None:
         gramian_TT = sum(
@@ -140,47 +158,49 @@ class GradientAggregation:
         if shared:
             accumulate(shared, torch.autograd.grad(views, shared, combined, allow_unused=True))
 
-    def _add_rows(self, at_views, views, shared) -> None:
-        if self._rows and [id(p) for p in shared] != [id(p) for p in self._shared]:
-            known = {id(p): i for i, p in enumerate(self._shared)}
-            self._shared += [p for p in shared if id(p) not in known]
-            shared = self._shared
-        self._shared = list(shared)
-        for t, grads in enumerate(at_views):
-            row = torch.autograd.grad(views, shared, grads, retain_graph=t + 1 < len(at_views), allow_unused=True)
-            old = self._rows.get(t)
-            self._rows[t] = (
-                list(row)
-                if old is None
-                else [
-                    b if a is None else a if b is None else a + b
-                    for a, b in zip(old + [None] * (len(row) - len(old)), row, strict=True)
-                ]
-            )
+    def _add_rows(self, rows, shared) -> None:
+        """Adds the rows of a micro-batch to those of its window; parameters may be used in some of them only."""
+        known = {id(p): i for i, p in enumerate(self._shared)}
+        self._shared += [p for p in shared if id(p) not in known]
+        at = {id(p): i for i, p in enumerate(shared)}
+        for t, row in enumerate(rows):
+            old = self._rows.get(t, [])
+            new = [row[at[id(p)]] if id(p) in at else None for p in self._shared]
+            old = old + [None] * (len(new) - len(old))
+            self._rows[t] = [b if a is None else a if b is None else a + b for a, b in zip(old, new, strict=True)]
 
-    def _finish(self, parameters, losses_T, scale) -> None:
+    def _finish(self, tasks, parameters, losses_T, scale) -> None:
         average_gradients(parameters, self.group)
-        if not self._rows:
-            return
         shared, rows = self._shared, self._rows
         self._rows, self._shared = {}, []
+        if not shared:
+            return
         gradients_TP = torch.stack([flatten(rows[t], shared) for t in range(len(rows))])
-        gradients_TP = gradients_TP.to(torch.promote_types(gradients_TP.dtype, torch.float32)) / scale
+        gradients_TP = gradients_TP.to(torch.promote_types(gradients_TP.dtype, torch.float32))
+        if scale != 1:
+            gradients_TP /= scale
         if num_processes() > 1:
             dist.all_reduce(gradients_TP, group=self.group)
             gradients_TP /= num_processes()
-        if torch.isfinite(gradients_TP).all():
+        bad = [task for task, row in zip(tasks, gradients_TP, strict=True) if not torch.isfinite(row.sum())]
+        if not bad:
             combined_P, self.weights_T = self.aggregator(gradients_TP, losses_T)
-        else:
+        elif self.skip_nonfinite:
             # The scaler finds the overflow and skips the step; the method's state must not see it.
             combined_P = gradients_TP.sum(0)
-        accumulate(shared, unflatten(combined_P * scale, shared))
+        else:
+            raise FloatingPointError(f'MultiTaskOptimWrapper: the gradient of task {bad[0]!r} is not finite')
+        accumulate(shared, unflatten(combined_P * scale if scale != 1 else combined_P, shared))
 
     def _weights(self, gramian_TT, losses_T) -> Tensor:
         if torch.isfinite(gramian_TT).all():
             self.weights_T = self.aggregator.weights(gramian_TT, losses_T)
             return self.weights_T
         return torch.ones_like(losses_T)
+
+
+def _square(gradient: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(gradient.detach().float()).square()
 
 
 def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:

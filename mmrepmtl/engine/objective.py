@@ -16,9 +16,14 @@ def check_finite(losses: TaskLosses, iteration: int) -> None:
     for (task, loss), fine in zip(losses.losses.items(), torch.isfinite(losses.losses_T).tolist(), strict=True):
         if not fine:
             raise FloatingPointError(
-                f'MultiTaskOptimWrapper: the loss of task {task!r} is not finite ({loss.item()}) in iteration '
-                f'{iteration}'
+                f'MultiTaskOptimWrapper: the loss of task {task!r} is not finite ({loss.item()}) in '
+                f'iteration {iteration}'
             )
+    if losses.extra is not None and not torch.isfinite(losses.extra):
+        raise FloatingPointError(
+            f'MultiTaskOptimWrapper: the losses that no task claims sum to {losses.extra.item()} in iteration '
+            f'{iteration}'
+        )
 
 
 def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:
@@ -61,6 +66,7 @@ def regularize(
     log_loss: bool,
     full_report: bool,
     group,
+    iteration: int | None,
     **call,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
@@ -73,9 +79,13 @@ def regularize(
         log_loss: Whether the objective is made of log losses.
         full_report: Whether all diagnostics are wanted, or the terms alone.
         group: Process group of the reduction.
+        iteration: For the error of a penalty that is not finite; None leaves that to a gradient scaler.
         **call: ``scale`` and ``advance`` of the regularisers' forward.
     """
     active = losses.labelled()
+    if not active and call['advance']:
+        for regularizer in regularizers:
+            regularizer.skip()
     if not (regularizers and active):
         return None, {}
     slopes_T = 1 / losses.losses_T if log_loss else torch.ones_like(weights_T)
@@ -90,6 +100,10 @@ def regularize(
                 report[f'{regularizer.name}/{key}'] = value
     penalty = sum(terms)
     report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, group)
+    if iteration is not None and not torch.isfinite(report['penalty']):
+        raise FloatingPointError(
+            f'MultiTaskOptimWrapper: the penalty is not finite ({report["penalty"].item()}) in iteration {iteration}'
+        )
     return penalty + (report['penalty'] - penalty.detach()), report
 
 

@@ -14,17 +14,15 @@ from torch import Tensor, nn
 
 from mmrepmtl.engine import methods  # noqa: F401  fills the registries
 from mmrepmtl.engine.capture import SharedCapture
-from mmrepmtl.engine.checks import find_shared, unwrap
+from mmrepmtl.engine.checks import DTYPES, check_names, check_settings, find_shared, unwrap
 from mmrepmtl.engine.gradients import GradientAggregation
 from mmrepmtl.engine.objective import check_finite, mean_over_ranks, regularize, transform_losses, weigh
-from mmrepmtl.engine.state import check_same_run, method_signature
+from mmrepmtl.engine.state import check_same_run, method_signature, without_learned
 from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
 from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
-
-DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 @dataclass
@@ -34,6 +32,7 @@ class _Step:
     views: list[Tensor]
     losses: TaskLosses
     objectives: list[Tensor]
+    weighted: Tensor
     rest: Tensor | None
 
 
@@ -103,14 +102,19 @@ class MultiTaskOptimWrapper(OptimWrapper):
             accumulative_counts=accumulative_counts,
             clip_grad=dict(clip_grad) if clip_grad is not None else None,
         )
-        if extra_losses not in ('error', 'add'):
-            raise ValueError(f"MultiTaskOptimWrapper: extra_losses must be 'error' or 'add', got {extra_losses!r}")
-        if loss_transform not in (None, 'log'):
-            raise ValueError(f"MultiTaskOptimWrapper: loss_transform must be None or 'log', got {loss_transform!r}")
-        if precision not in DTYPES:
-            raise ValueError(f'MultiTaskOptimWrapper: precision must be one of {list(DTYPES)}, got {precision!r}')
+        check_settings(extra_losses, loss_transform, precision, tasks)
         self.signature = method_signature(
-            weighting, aggregator, regularizers, loss_transform, precision, accumulative_counts
+            weighting or dict(type='EqualWeighting'),
+            aggregator,
+            regularizers,
+            shared=shared,
+            tasks=tasks,
+            extra_losses=extra_losses,
+            loss_transform=loss_transform,
+            precision=precision,
+            weighting_lr=weighting_lr,
+            accumulative_counts=accumulative_counts,
+            clip_grad=clip_grad,
         )
         self.weighting: Weighting = _build(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
         if loss_transform == 'log' and self.weighting.loss_transform == 'own':
@@ -120,8 +124,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             )
         aggregator = _build(aggregator, AGGREGATORS)
         self.regularizers: list[Regularizer] = [_build(cfg, REGULARIZERS) for cfg in regularizers]
-        if isinstance(tasks, str):
-            raise ValueError(f'MultiTaskOptimWrapper: tasks must be a dict or a list, got the string {tasks!r}')
+        check_names(self.regularizers)
         self.shared, self.tasks = shared, tasks
         self.extra_losses, self.loss_transform, self.precision = extra_losses, loss_transform, precision
         self.diagnostics_interval, self.force_resume = diagnostics_interval, force_resume
@@ -130,6 +133,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.aggregator = aggregator
         self._model_parameters = [p for group in optimizer.param_groups for p in group['params']]
         learned = list(self.weighting.parameters()) + (list(aggregator.parameters()) if aggregator else [])
+        self._has_learned = bool(learned)
         if learned:
             self._add_group(learned, weighting_lr)
         self.loss_scaler: torch.amp.GradScaler | None = None
@@ -182,16 +186,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
             )
         self._setup_methods(prefixes)
         device = next(inner.parameters()).device
-        for module in (self.weighting, self.aggregator, *self.regularizers):
-            if module is not None:
-                module.to(device)
         if num_processes() > 1 and self._group is None:
             # A group of its own: DDP's collectives during backward can never be mixed up with ours.
             self._group = dist.new_group()
         for regularizer in self.regularizers:
             regularizer.process_group = self._group
         if self.aggregator is not None:
-            self._aggregation = GradientAggregation(self.aggregator, self._group)
+            self._aggregation = GradientAggregation(self.aggregator, self._group, self.precision == 'fp16')
         if self.precision == 'fp16' and self.loss_scaler is None:
             self.loss_scaler = torch.amp.GradScaler(device.type, **self.loss_scale)
             if self._scaler_state is not None:
@@ -204,6 +205,10 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.weighting.setup(len(prefixes))
         if self.aggregator is not None:
             self.aggregator.setup(len(prefixes))
+        # Before a state is loaded: the optimizer puts its own state where the parameters are.
+        for module in (self.weighting, self.aggregator, *self.regularizers):
+            if module is not None:
+                module.to(self._model_parameters[0].device)
 
     @contextmanager
     def optim_context(self, model: nn.Module):
@@ -257,17 +262,18 @@ class MultiTaskOptimWrapper(OptimWrapper):
             penalty, report = regularize(
                 self.regularizers,
                 losses,
-                capture.representation,
+                capture.levels(self._prefixes),
                 weights_T,
                 self.loss_transform == 'log',
                 self._log_due(),
                 self._group,
+                iteration=self._inner_count if self.precision != 'fp16' else None,
                 scale=self._scale(),
                 advance=self.should_sync(),
             )
         rest = [term for term in (penalty, losses.extra) if term is not None]
         weighted = [w * value for w, value in zip(weights_T, transformed, strict=True)]
-        self._pending = _Step(capture.views, losses, weighted, sum(rest) if rest else None)
+        self._pending = _Step(capture.views, losses, weighted, objective, sum(rest) if rest else None)
         log = losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
         return {'loss': objective + sum(rest) if rest else objective, **log}
 
@@ -290,6 +296,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
             if self.loss_scaler is not None:
                 self.loss_scaler.scale(loss.detach())  # creates the scaler's state, as its use in backward would
             trainable = [p for p in self._model_parameters if p.requires_grad]
+            learned = list(self.weighting.parameters())
+            if learned:
+                torch.autograd.backward(step.weighted * (factor * self._scale()), inputs=learned, retain_graph=True)
             self._aggregation.backward(
                 list(step.losses.losses),
                 step.objectives,
@@ -306,15 +315,26 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def _report_gradients(self, step: _Step) -> None:
         """What is known only after the backward goes to the log through the message hub."""
-        if not (self.regularizers and self._log_due()):
+        if not self._log_due():
+            return
+        if self._aggregation is not None and self._aggregation.weights_T is not None:
+            for task, weight in zip(step.losses.losses, self._aggregation.weights_T.tolist(), strict=True):
+                self.message_hub.update_scalar(f'train/aggregator/{task}', weight)
+        if not self.regularizers:
             return
         if self._aggregation is not None:
-            ratios = {'penalty/grad_ratio': self._aggregation.penalty_ratio}
+            found = {'penalty': self._aggregation.penalty_squares}
         else:
-            ratios = {f'{r.name}/grad_ratio': r.diagnostics.get('grad_ratio') for r in self.regularizers}
-        ratios = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-        for name, mean in mean_over_ranks(ratios, step.losses.losses_T, self._group).items():
-            self.message_hub.update_scalar(f'train/{name}', float(mean))
+            found = {r.name: r.gradient_squares for r in self.regularizers}
+        # Which entries there are must not depend on what this rank found: every rank takes part in the reduction.
+        squares = {}
+        for name, pair in found.items():
+            squares[f'{name}/penalty'], squares[f'{name}/tasks'] = (0.0, 0.0) if pair is None else pair.tolist()
+        squares = mean_over_ranks(squares, step.losses.losses_T, self._group)
+        for name in found:
+            if squares[f'{name}/tasks'] > 0:
+                ratio = (squares[f'{name}/penalty'] / squares[f'{name}/tasks']).sqrt()
+                self.message_hub.update_scalar(f'train/{name}/grad_ratio', float(ratio))
 
     def _log_due(self) -> bool:
         return self.diagnostics_interval > 0 and self._inner_count % self.diagnostics_interval == 0
@@ -375,7 +395,11 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._scaler_state = scaler
         if self.loss_scaler is not None and scaler is not None:
             self.loss_scaler.load_state_dict(scaler)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(
+            state_dict
+            if same
+            else without_learned(state_dict, self.optimizer, len(self._model_parameters), self._has_learned)
+        )
 
 
 def _build(cfg, registry):

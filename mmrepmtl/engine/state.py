@@ -1,5 +1,6 @@
 """What makes a resumed run the same run: the method's signature, and the random states of every rank."""
 
+import inspect
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -10,29 +11,47 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.registry import Registry
 from torch import nn
 
 from mmrepmtl.methods.regularizer import num_processes
-from mmrepmtl.registry import HOOKS
+from mmrepmtl.registry import AGGREGATORS, HOOKS, REGULARIZERS, WEIGHTINGS
 
 
-def method_signature(
-    weighting, aggregator, regularizers: Sequence, loss_transform, precision: str, accumulative_counts: int
-) -> dict:
-    """Everything of a method's settings that changes what is optimised, as plain data."""
+def method_signature(weighting, aggregator, regularizers: Sequence, **settings) -> dict:
+    """Everything of a method that changes what is optimised, with all defaults filled in, as plain data.
+
+    Args:
+        weighting: Config or object of the loss weighting.
+        aggregator: That of the aggregator, or None.
+        regularizers: Those of the regularisers.
+        **settings: The optim wrapper's own.
+    """
     return dict(
-        weighting=_plain(weighting or dict(type='EqualWeighting')),
-        aggregator=_plain(aggregator),
-        regularizers=[_plain(regularizer) for regularizer in regularizers],
-        loss_transform=loss_transform,
-        precision=precision,
-        accumulative_counts=accumulative_counts,
+        weighting=_filled(weighting, WEIGHTINGS),
+        aggregator=_filled(aggregator, AGGREGATORS),
+        regularizers=[_filled(regularizer, REGULARIZERS) for regularizer in regularizers],
+        **{key: _plain(value) for key, value in settings.items()},
     )
+
+
+def _filled(cfg, registry: Registry):
+    """A method's config with the arguments that it leaves to their defaults."""
+    if not isinstance(cfg, Mapping):
+        return _plain(cfg)
+    kind = registry.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if kind is None:
+        return _plain(cfg)  # building it says what is wrong
+    arguments = {key: value for key, value in cfg.items() if key != 'type'}
+    bound = inspect.signature(kind).bind(**arguments)
+    bound.apply_defaults()
+    return dict(type=kind.__name__, **_plain(bound.arguments))
 
 
 def _plain(cfg):
     if isinstance(cfg, nn.Module):
-        return dict(type=type(cfg).__name__)
+        scalars = {key: value for key, value in vars(cfg).items() if isinstance(value, (bool, int, float, str))}
+        return dict(type=type(cfg).__name__, **{key: v for key, v in scalars.items() if not key.startswith('_')})
     if isinstance(cfg, Mapping):
         return {str(key): _plain(value) for key, value in cfg.items()}
     if isinstance(cfg, (list, tuple)):
@@ -46,7 +65,6 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     Raises:
         RuntimeError: If the method, its settings or the number of processes differ and ``force`` is not set.
     """
-
     if saved is None:
         differences = ['the checkpoint was not written by MultiTaskOptimWrapper']
     else:
@@ -72,6 +90,23 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
         )
     return saved is not None and all(
         old.get(key) == signature[key] for key in ('weighting', 'aggregator', 'regularizers')
+    )
+
+
+def without_learned(state_dict: dict, optimizer: torch.optim.Optimizer, count: int, has_learned: bool) -> dict:
+    """The optimizer's state of the model alone: that of another method's learned weights means nothing here.
+
+    Args:
+        state_dict: What was saved.
+        optimizer: What it is loaded into.
+        count: Number of the model's parameters, which come first in both.
+        has_learned: Whether the optimizer's last group holds learned weights.
+    """
+    groups = len(optimizer.param_groups) - has_learned
+    return dict(
+        state_dict,
+        param_groups=state_dict['param_groups'][:groups] + optimizer.state_dict()['param_groups'][groups:],
+        state={index: value for index, value in state_dict['state'].items() if index < count},
     )
 
 
@@ -165,6 +200,13 @@ class ResumeHook(Hook):
 
     def before_train(self, runner) -> None:
         """Restores the states, after all that building the run has drawn."""
+        window = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        if window > 1 and len(runner.train_dataloader) % window:
+            runner.logger.warning(
+                f'ResumeHook: accumulative_counts={window} does not divide the '
+                f'{len(runner.train_dataloader)} iterations of an epoch, so a checkpoint may lie inside a '
+                'window, whose gradients so far it does not hold; a run resumed from it differs slightly from an uninterrupted one'
+            )
         if self._restore is not None:
             set_random_state(self._restore)
             self._restore = None

@@ -30,6 +30,14 @@ class Regularizer(nn.Module):
         """
         raise NotImplementedError
 
+    def skip(self) -> None:
+        """Counts an optimizer step whose batch has no label at all, in place of :meth:`forward`."""
+
+    @property
+    def gradient_squares(self) -> Tensor | None:
+        """Squared norms at Z of the penalty's gradient and of the tasks', (2,), after a backward that was measured."""
+        return None
+
     @property
     def diagnostics(self) -> dict[str, float]:
         """Name -> value of the last call."""

@@ -111,7 +111,7 @@ class RepMTL(Regularizer):
         self._squares: dict[int, Tensor] = {}
         self._unwatched: Tensor | None = None
         self._warned: set[str] = set()
-        self._checked = False
+        self._checked: set[str] = set()
 
     def forward(self, losses: Mapping[str, Tensor], representation: Representation, *, scale: float | Tensor = 1.0,
                 advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -154,9 +154,10 @@ class RepMTL(Regularizer):
         ranks = Ranks(self.process_group)
         transform, sizes = self._exchange(losses, sources, ranks)
         gradients = differentiate(losses, sources, {task: scale * transform[task] for task in losses})
-        if not self._checked:
-            check_twice_differentiable(losses, sources, gradients)
-            self._checked = True
+        # A loss without a label has another graph (a zero), so each task is looked at until its saliency is not zero.
+        if unchecked := {task: loss for task, loss in losses.items() if task not in self._checked}:
+            check_twice_differentiable(unchecked, sources, gradients)
+            self._checked |= {task for task in unchecked if any(bool(part.any()) for part in gradients[task])}
         # Both penalties are invariant to the scale, so it stays in: dividing would copy the saliency.
         levels = stack_levels(gradients, self.layout, self.num_prefix_tokens, self.slices)
         levels = [as_positions(level) for level in levels]
@@ -255,12 +256,15 @@ class RepMTL(Regularizer):
         squares = self._squares
         # A hook of the node below Z: one of Z itself would also see other methods' torch.autograd.grad(..., Z).
         edge = get_gradient_edge(source)
+        # The node holds the hook: were the node, or after its use the tasks' part, in the hook, both would outlive the
+        # step.
+        number, parts = edge.output_nr, [tasks]
 
         def record(gradients: tuple[Tensor | None, ...]) -> None:
-            gradient = gradients[edge.output_nr]
-            if gradient is not None:
-                total = gradient.detach().to(tasks.dtype) / (scale * self.backward_scale)
-                squares[index] = _squares(total - tasks, tasks)
+            if gradients[number] is not None and parts:
+                part = parts.pop()
+                total = gradients[number].detach().to(part.dtype) / (scale * self.backward_scale)
+                squares[index] = _squares(total - part, part)
 
         edge.node.register_prehook(record)
 
@@ -302,9 +306,18 @@ class RepMTL(Regularizer):
         self._watch_collapse()
         values = {name: float(value) for name, value in self._values.items()}
         if self._squares:
-            penalty, tasks = torch.stack(list(self._squares.values())).sum(0).sqrt().tolist()
+            penalty, tasks = self.gradient_squares.sqrt().tolist()
             values['grad_ratio'] = penalty / tasks if tasks else math.inf if penalty else 0.0
         return values
+
+    @property
+    def gradient_squares(self) -> Tensor | None:
+        """Squared norms at Z of the penalty's gradient and of the tasks', (2,), this process's samples."""
+        return torch.stack(list(self._squares.values())).sum(0) if self._squares else None
+
+    def skip(self) -> None:
+        """Counts an optimizer step whose batch has no label at all."""
+        self.num_steps += 1
 
 
 def _combine(sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]],

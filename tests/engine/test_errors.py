@@ -212,3 +212,32 @@ def test_a_compiled_encoder_works():
     expected = run(other, wrap(other, **settings), [make_batch(seed=i) for i in range(2)])
     assert logs[1]['loss'] == pytest.approx(expected[1]['loss'], rel=1e-10)
     assert logs[1]['loss'] != pytest.approx(logs[0]['loss'], rel=1e-3)
+
+
+def test_a_head_that_is_unlabelled_at_first_is_checked_later():
+    class Late(OnceModel):
+        first = True
+
+        def losses(self, inputs, a, b, c):
+            losses = super().losses(inputs, a, b, c)
+            if self.first:
+                losses['c'] = losses['c'] * 0
+            return losses
+
+    model = make_model(cls=Late)
+    wrapper = wrap(model, regularizers=[dict(REP, saliency_transform=None)])
+    run_once_differentiable = [make_batch()]
+    with pytest.raises(ValueError, match="task 'c'.*twice"):
+        run(model, wrapper, run_once_differentiable)
+        model.first = False
+        run(model, wrapper, run_once_differentiable)
+
+
+def test_an_unclaimed_loss_that_is_not_finite():
+    class Nan(ToyModel):
+        def forward(self, inputs, a, b, c, mode='loss'):
+            return {**super().forward(inputs, a, b, c), 'aux.loss': self.encoder[0].weight.sum() * float('nan')}
+
+    model = make_model(cls=Nan)
+    with pytest.raises(FloatingPointError, match='losses that no task claims sum to nan in iteration 0'):
+        run(model, wrap(model, extra_losses='add'), [make_batch()])

@@ -1,7 +1,13 @@
+import gc
+import weakref
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
+from mmrepmtl.methods.aggregation import GramianAggregator
 from tests.engine import reference
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference, split
 
@@ -262,3 +268,160 @@ def test_unclaimed_losses_are_listed_or_added():
             ):
                 p.data -= 0.1 * g
             assert max_difference(model, plain) < 1e-10
+
+
+class Sum(GramianAggregator):
+    """The plain sum: an aggregator under it must train like no aggregator."""
+
+    def weights(self, gramian_TT, losses_T):
+        return torch.ones_like(losses_T)
+
+
+class Skip(ToyModel):
+    """A head that also reads the encoder past Z."""
+
+    def losses(self, inputs, a, b, c):
+        z = self.encoder(inputs)
+        shortcut = self.encoder[0](inputs)[:, :4]
+        return dict(
+            a=torch.nn.functional.cross_entropy(self.heads['a'](z + shortcut), a),
+            b=(self.heads['b'](z) - b).abs().mean(),
+            c=((self.heads['c'](z) - c) ** 2).mean(),
+        )
+
+
+@pytest.mark.parametrize('cls', [ToyModel, Skip])
+def test_the_sum_as_an_aggregator_trains_like_one_backward(cls):
+    model, other = make_model(cls=cls), make_model(cls=cls)
+    settings = dict(loss_transform='log', regularizers=[REP])
+    run(model, wrap(model, aggregator=Sum(), **settings), [make_batch(seed=i) for i in range(3)])
+    run(other, wrap(other, **settings), [make_batch(seed=i) for i in range(3)])
+    assert max_difference(model, other) < 1e-10
+
+
+def test_representation_level_refuses_what_it_cannot_see():
+    model = make_model(cls=Skip)
+    with pytest.raises(RuntimeError, match="task 'a' reads the encoder past the shared representation"):
+        run(model, wrap(model, aggregator=dict(type='PCGrad', level='representation')), [make_batch()])
+
+
+def test_learned_weights_also_learn_under_an_aggregator():
+    settings = dict(weighting=dict(type='UncertaintyWeighting'))
+    for accumulation in (1, 2):
+        model, other = make_model(), make_model()
+        learner = wrap(model, aggregator=Sum(), accumulative_counts=accumulation, **settings)
+        plain = wrap(other, accumulative_counts=accumulation, **settings)
+        batches = [make_batch(seed=i) for i in range(4)]
+        run(model, learner, batches)
+        run(other, plain, batches)
+        assert torch.allclose(learner.weighting.log_variance_T, plain.weighting.log_variance_T, rtol=1e-6)
+        assert learner.weighting.log_variance_T.abs().min() > 1e-4
+        assert max_difference(model, other) < 1e-6
+
+
+def test_the_log_shows_the_weights_that_an_aggregator_applies():
+    model = make_model()
+    wrapper = wrap(model, aggregator=Halves(), diagnostics_interval=1)
+    run(model, wrapper, [make_batch()])
+    assert [wrapper.message_hub.get_scalar(f'train/aggregator/{t}').current() for t in 'abc'] == [0.5, 0.5, 0.5]
+
+
+class Halves(GramianAggregator):
+    def weights(self, gramian_TT, losses_T):
+        return torch.full_like(losses_T, 0.5)
+
+
+def test_a_frozen_encoder_under_an_aggregator_trains_the_heads():
+    model = make_model()
+    model.encoder.requires_grad_(False)
+    before = model.heads['a'][0].weight.clone()
+    run(model, wrap(model, aggregator=dict(type='PCGrad'), regularizers=[REP]), [make_batch()])
+    assert not torch.equal(model.heads['a'][0].weight, before)
+
+
+class Flagged(ToyModel):
+    """Says which tasks are labelled, as this package's own models do."""
+
+    unlabelled: tuple = ()
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        losses = super().forward(inputs, a, b, c)
+        for task in self.unlabelled:
+            losses[f'{task}.loss'] = losses[f'{task}.loss'] * 0
+        return losses | {f'{task}.labelled': torch.tensor(float(task not in self.unlabelled)) for task in self.tasks}
+
+
+def test_a_task_without_labels_is_left_out_before_the_log():
+    model, other = make_model(cls=Flagged), make_model()
+    model.unlabelled = ('b',)
+    log = run(model, wrap(model, loss_transform='log', regularizers=[REP], momentum=0), [make_batch()])[0]
+    losses, z = reference.losses_and_z(other, make_batch())
+    losses.pop('b')
+    (sum(loss.log() for loss in losses.values()) + reference.literal_penalty(losses, z, 0.5, 0.7)).backward()
+    torch.optim.SGD([p for p in other.parameters() if p.grad is not None], lr=0.1).step()
+    assert max_difference(model, other) < 1e-10
+    assert log['raw/b'] == 0 and 'rep_mtl/share/b' not in log
+
+
+def test_a_batch_without_any_label_counts_as_a_step():
+    model = make_model(cls=Flagged)
+    wrapper = wrap(model, loss_transform='log', regularizers=[REP])
+    for i in range(4):
+        model.unlabelled = ToyModel.tasks if i % 2 else ()
+        run(model, wrapper, [make_batch(seed=i)])
+    assert wrapper.regularizers[0].num_steps == 4
+    before = [p.clone() for p in model.parameters()]
+    stateless = wrap(model, loss_transform='log', regularizers=[REP])
+    model.unlabelled = ToyModel.tasks
+    run(model, stateless, [make_batch()])
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize('kind', [dict, OrderedDict])
+def test_an_encoder_that_returns_a_mapping(kind):
+
+    class Named(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return kind(out=self.inner(x))
+
+    class MappingModel(ToyModel):
+        def __init__(self):
+            super().__init__()
+            self.encoder = Named(self.encoder)
+
+        def losses(self, inputs, a, b, c):
+            features = self.encoder(inputs)
+            assert type(features) is kind
+            z = features['out']
+            return dict(
+                a=torch.nn.functional.cross_entropy(self.heads['a'](z), a),
+                b=(self.heads['b'](z) - b).abs().mean(),
+                c=((self.heads['c'](z) - c) ** 2).mean(),
+            )
+
+    model, other = make_model(cls=MappingModel), make_model()
+    settings = dict(loss_transform='log', regularizers=[REP])
+    logs = [run(m, wrap(m, **settings), [make_batch()])[0] for m in (model, other)]
+    assert logs[0] == pytest.approx(logs[1])
+
+
+def test_no_step_is_kept_alive_by_the_next():
+    """Z and what hangs on it go with their step, without Python's cycle collector."""
+    model = make_model()
+    wrapper = wrap(model, loss_transform='log', regularizers=[REP], diagnostics_interval=1)
+    seen = []
+    model.encoder.register_forward_hook(lambda *call: seen.append(weakref.ref(call[2])))
+    gc.disable()
+    try:
+        run(model, wrapper, [make_batch(seed=i) for i in range(5)])
+        assert [ref() for ref in seen] == [None] * 5
+        tensors = [len([o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)])]
+        run(model, wrapper, [make_batch(seed=i) for i in range(5)])
+        tensors.append(len([o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]))
+        assert tensors[1] <= tensors[0] + 3
+    finally:
+        gc.enable()

@@ -49,7 +49,7 @@ def test_state_dict_carries_the_method_over(name, tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(aggregator=dict(type='PCGrad')), "aggregator: None in the checkpoint, {'type': 'PCGrad'} now"),
+        (dict(aggregator=dict(type='PCGrad')), "aggregator: None in the checkpoint, {'type': 'PCGrad'"),
         (dict(loss_transform=None), 'loss_transform: log in the checkpoint, None now'),
         (dict(regularizers=[dict(REP, temperature=0.5)]), 'regularizers: '),
         (dict(precision='bf16'), 'precision: fp32'),
@@ -61,6 +61,29 @@ def test_another_method_is_refused_unless_forced(change, message):
     with pytest.raises(RuntimeError, match=message):
         wrap(make_model(), **{**settings, **change}).load_state_dict(copy.deepcopy(state))
     wrap(make_model(), force_resume=True, **{**settings, **change}).load_state_dict(copy.deepcopy(state))
+
+
+def test_defaults_and_their_spelling_out_are_the_same_method():
+    state = wrap(make_model(), regularizers=[dict(type='RepMTL')]).state_dict()
+    wrap(make_model(), regularizers=[dict(type='RepMTL', lambda_tsr=0.9)]).load_state_dict(state)
+    for change in (dict(shared='encoder.0'), dict(extra_losses='add'), dict(clip_grad=dict(max_norm=1.0))):
+        with pytest.raises(RuntimeError, match=f'{next(iter(change))}: .* in the checkpoint'):
+            wrap(make_model(), regularizers=[dict(type='RepMTL')], **change).load_state_dict(copy.deepcopy(state))
+
+
+@pytest.mark.parametrize(
+    'old, new', [('EqualWeighting', 'UncertaintyWeighting'), ('UncertaintyWeighting', 'EqualWeighting')]
+)
+def test_a_forced_resume_keeps_the_model_and_drops_the_other_method(old, new):
+    model = make_model()
+    saved = wrap(model, weighting=dict(type=old))
+    run(model, saved, [make_batch()])
+    other = wrap(model, weighting=dict(type=new), force_resume=True)
+    other.load_state_dict(copy.deepcopy(saved.state_dict()))
+    first = next(model.parameters())
+    assert torch.equal(other.optimizer.state[first]['momentum_buffer'], saved.optimizer.state[first]['momentum_buffer'])
+    run(model, other, [make_batch(seed=1)])
+    assert len(other.optimizer.param_groups) == 1 + (new == 'UncertaintyWeighting')
 
 
 def test_another_number_of_processes_or_optim_wrapper_is_refused():

@@ -57,9 +57,13 @@ def test_train_logs_the_method_and_writes_metrics(trained):
 @pytest.mark.slow
 def test_single_tasks_then_test_with_delta_p_and_pictures(trained, tmp_path):
     work_dir, _ = trained
-    python('train.py', TINY, '--method', 'stl', '--work-dir', tmp_path / 'stl')
+    stl_run = ('train.py', TINY, '--method', 'stl', '--work-dir', tmp_path / 'stl')
+    python(*stl_run)
     stl, meta = load_results(tmp_path / 'stl/stl.json')
     assert meta['method'] == 'stl' and set(stl) == set(load_results(work_dir / 'metrics.json')[0])
+    assert '"split": "test"' in meta['test_data']
+    python(*stl_run, '--resume')
+    assert load_results(tmp_path / 'stl/stl.json') == (stl, meta)
     alone = load_checkpoint(tmp_path / 'stl/depth/epoch_2.pth')['state_dict']
     assert {key.split('.')[1] for key in alone if key.startswith('heads.')} == {'depth'}
 
@@ -77,6 +81,19 @@ def test_single_tasks_then_test_with_delta_p_and_pictures(trained, tmp_path):
     metrics, meta = load_results(tmp_path / 'test/test_metrics.json')
     assert f'delta_p_task (ARI): {delta_p_task(metrics, stl):+.2f} %' in result.stdout
     assert 'best constant' in result.stdout and set(meta['constant']) == set(metrics)
+    other = python(
+        'test.py',
+        TINY,
+        work_dir / 'epoch_2.pth',
+        '--stl',
+        tmp_path / 'stl/stl.json',
+        '--work-dir',
+        tmp_path / 'val',
+        '--cfg-options',
+        'test_dataloader.dataset.split=val',
+        check=False,
+    )
+    assert other.returncode and 'stl.json was measured on another test set' in other.stderr
     picture = cv2.imread(str(tmp_path / 'show/predictions.png'))
     assert picture.shape[0] > 200 and picture.std() > 20
 

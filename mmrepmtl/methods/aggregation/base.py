@@ -7,8 +7,8 @@ class Aggregator(nn.Module):
     """Base of gradient aggregators: T task gradients become the one gradient of the shared parameters.
 
     Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner
-    products of the gradients derives from :class:`GramianAggregator`; the engine then never builds the T x P matrix in
-    one piece and, at representation level, reduces a T x T matrix only. Its random state, if any, is equal on all
+    products of the gradients derives from :class:`GramianAggregator`; at representation level
+    the engine then reduces a T x T matrix only. Its random state, if any, is equal on all
     ranks. Everything that a resumed run needs is in ``state_dict()``.
 
     Args:
@@ -50,6 +50,10 @@ class GramianAggregator(Aggregator):
         raise NotImplementedError
 
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
-        weights_T = self.weights(gradients_TP.double() @ gradients_TP.double().T, losses_T)
-        weights_T = weights_T.to(gradients_TP)
+        weights_T = self.weights(gramian(gradients_TP), losses_T).to(gradients_TP)
         return weights_T @ gradients_TP, weights_T
+
+
+def gramian(gradients_TP: Tensor) -> Tensor:
+    """The inner products (T, T) in float64, in pieces: a float64 copy of all gradients would double their memory."""
+    return sum(piece.double() @ piece.double().T for piece in gradients_TP.split(2**18, dim=1))
