@@ -11,7 +11,9 @@ from torch import nn
 from mmrepmtl.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+TEXT = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+LINKS = re.findall(r'\]\(((?!http)[^)]+)\)', re.sub(r'```.*?```', '', TEXT, flags=re.S))
 
 
 def test_the_first_config_builds_a_model(tmp_path):
@@ -26,11 +28,13 @@ def test_the_first_config_builds_a_model(tmp_path):
 def test_the_plain_loop_trains_and_prints_diagnostics(capsys):
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
-    heads = nn.ModuleDict(dict(a=nn.Conv2d(8, 2, 1), b=nn.Sequential(nn.Conv2d(8, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 1))))
+    deep = nn.Sequential(nn.Conv2d(8, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 1))
+    heads = nn.ModuleDict(dict(a=nn.Conv2d(8, 2, 1), b=deep))
     loss_functions = dict(a=nn.functional.cross_entropy, b=lambda z, y: (z.mean((1, 2, 3)) - y).square().mean())
     targets = dict(a=torch.randint(0, 2, (6, 8, 8)), b=torch.randn(6))
     before = [p.clone() for p in (*encoder.parameters(), *heads.parameters())]
-    names = dict(encoder=encoder, heads=heads, loss_functions=loss_functions, loader=[(torch.randn(6, 3, 8, 8), targets)] * 2)
+    loader = [(torch.randn(6, 3, 8, 8), targets)] * 2
+    names = dict(encoder=encoder, heads=heads, loss_functions=loss_functions, loader=loader)
     exec(BLOCKS[2], names)
     assert all(not torch.equal(p, q) for p, q in zip((*encoder.parameters(), *heads.parameters()), before, strict=True))
     printed = capsys.readouterr().out
@@ -39,6 +43,6 @@ def test_the_plain_loop_trains_and_prints_diagnostics(capsys):
     assert len(BLOCKS[2].splitlines()) <= 17
 
 
-@pytest.mark.parametrize('link', re.findall(r'\]\(((?!http)[^)]+)\)', (ROOT / 'README.md').read_text()))
+@pytest.mark.parametrize('link', LINKS)
 def test_links_lead_somewhere(link):
     assert (ROOT / link).is_file()

@@ -201,11 +201,12 @@ class ResumeHook(Hook):
     def before_train(self, runner) -> None:
         """Restores the states, after all that building the run has drawn."""
         window = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        if window > 1 and len(runner.train_dataloader) % window:
+        length = len(runner.train_dataloader)
+        if window > 1 and length % window:
             runner.logger.warning(
-                f'ResumeHook: accumulative_counts={window} does not divide the '
-                f'{len(runner.train_dataloader)} iterations of an epoch, so a checkpoint may lie inside a '
-                'window, whose gradients so far it does not hold; a run resumed from it differs slightly from an uninterrupted one'
+                f'ResumeHook: accumulative_counts={window} does not divide the {length} iterations of an epoch, so a '
+                'checkpoint may lie inside a window, whose gradients so far it does not hold; a run resumed from it '
+                'differs slightly from an uninterrupted one'
             )
         if self._restore is not None:
             set_random_state(self._restore)
