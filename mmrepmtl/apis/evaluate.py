@@ -55,17 +55,7 @@ def evaluate(
     cfg.load_from, cfg.resume = None, False
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if runner.distributed else runner.model
-    try:
-        outcome = model.load_state_dict(state['state_dict'], strict=False)
-        misfit = (
-            ''
-            if not (outcome.missing_keys or outcome.unexpected_keys)
-            else (f'missing {outcome.missing_keys[:5]}, unexpected {outcome.unexpected_keys[:5]}')
-        )
-    except RuntimeError as error:  # torch's word for shapes that differ
-        misfit = str(error)
-    if misfit:
-        raise ValueError(f'{checkpoint} does not fit the model of the config: {misfit}')
+    _load_weights(model, state['state_dict'], checkpoint)
     runner.test()
     metrics = metrics_of(runner)
     delta = (
@@ -98,6 +88,21 @@ def evaluate(
         if show_dir is not None:
             _draw(runner, model, Path(show_dir) / 'predictions.png', num_pictures)
     return dict(metrics=metrics, constant=constants, delta=delta)
+
+
+def _load_weights(model, weights: dict, checkpoint: str | Path) -> None:
+    """Loads all weights or says which do not fit."""
+    try:
+        outcome = model.load_state_dict(weights, strict=False)
+        misfit = (
+            ''
+            if not (outcome.missing_keys or outcome.unexpected_keys)
+            else (f'missing {outcome.missing_keys[:5]}, unexpected {outcome.unexpected_keys[:5]}')
+        )
+    except RuntimeError as error:  # torch's word for shapes that differ
+        misfit = str(error)
+    if misfit:
+        raise ValueError(f'{checkpoint} does not fit the model of the config: {misfit}')
 
 
 def metrics_of(runner: Runner) -> dict[str, float]:

@@ -12,10 +12,10 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from mmrepmtl.engine import methods  # noqa: F401  fills the registries
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import DTYPES, check_names, check_settings, find_shared, unwrap
 from mmrepmtl.engine.gradients import GradientAggregation
+from mmrepmtl.engine.methods import build_method
 from mmrepmtl.engine.objective import check_finite, mean_over_ranks, regularize, transform_losses, weigh
 from mmrepmtl.engine.state import check_same_run, method_signature, without_learned
 from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
@@ -116,14 +116,14 @@ class MultiTaskOptimWrapper(OptimWrapper):
             accumulative_counts=accumulative_counts,
             clip_grad=clip_grad,
         )
-        self.weighting: Weighting = _build(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
+        self.weighting: Weighting = build_method(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
         if loss_transform == 'log' and self.weighting.loss_transform == 'own':
             raise ValueError(
                 f'MultiTaskOptimWrapper: {type(self.weighting).__name__} handles the scale of the losses itself; '
                 "loss_transform='log' would be a second transform, set loss_transform=None"
             )
-        aggregator = _build(aggregator, AGGREGATORS)
-        self.regularizers: list[Regularizer] = [_build(cfg, REGULARIZERS) for cfg in regularizers]
+        aggregator = build_method(aggregator, AGGREGATORS)
+        self.regularizers: list[Regularizer] = [build_method(cfg, REGULARIZERS) for cfg in regularizers]
         check_names(self.regularizers)
         self.shared, self.tasks = shared, tasks
         self.extra_losses, self.loss_transform, self.precision = extra_losses, loss_transform, precision
@@ -400,7 +400,3 @@ class MultiTaskOptimWrapper(OptimWrapper):
             if same
             else without_learned(state_dict, self.optimizer, len(self._model_parameters), self._has_learned)
         )
-
-
-def _build(cfg, registry):
-    return registry.build(dict(cfg)) if isinstance(cfg, Mapping) else cfg

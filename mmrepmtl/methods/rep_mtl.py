@@ -113,6 +113,12 @@ class RepMTL(Regularizer):
         self._warned: set[str] = set()
         self._checked: set[str] = set()
 
+    def extra_repr(self) -> str:
+        """The settings, for the log."""
+        names = ('lambda_tsr', 'lambda_csa', 'temperature', 'gather_negatives', 'saliency_transform', 'through',
+                 'warmup_iters', 'saliency_floor', 'interval')
+        return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
+
     def forward(self, losses: Mapping[str, Tensor], representation: Representation, *, scale: float | Tensor = 1.0,
                 advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
         """Computes both terms; see :class:`~mmrepmtl.methods.regularizer.Regularizer`.

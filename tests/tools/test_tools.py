@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
 def test_train_logs_the_method_and_writes_metrics(trained):
     work_dir, log = trained
-    assert 'EqualWeighting of log L_t over tasks' in log
+    assert 'EqualWeighting of log L_t over tasks' in log and 'RepMTL(lambda_tsr=0.9, lambda_csa=0.9, temp' in log
     for name in ('raw/semseg', 'weight/depth', 'rep_mtl/tsr', 'rep_mtl/csa', 'rep_mtl/entropy', 'rep_mtl/grad_ratio'):
         assert name in log
     assert 'Failed to search registry' not in log and 'Falling back to weights_only=False' not in log
