@@ -143,6 +143,7 @@ class RegressionConstants(ConstantFitter):
         return int(valid.sum())
 
     def constants(self) -> dict[str, Constant]:
+        """The best constant of each metric; see the base class."""
         values = np.stack(self.values)
         # A component that is never valid has no say in any error: 0 stands for it.
         known = np.isfinite(values).any(0)

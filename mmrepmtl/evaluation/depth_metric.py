@@ -46,6 +46,7 @@ class DepthMetric(StreamingMetric):
         check_same_shape(prediction, target)
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
+        """The additive statistics of these samples; see the base class."""
         prediction = torch.cat([value.flatten() for value in predictions])
         target = torch.cat([value.flatten() for value in targets])
         valid = self.valid(target)

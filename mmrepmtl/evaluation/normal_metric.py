@@ -42,6 +42,7 @@ class NormalMetric(StreamingMetric):
             raise ValueError(f'normals have shape (3, H, W), but the target has {tuple(target.shape)}')
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
+        """The additive statistics of these samples; see the base class."""
         prediction = torch.cat([value.flatten(1) for value in predictions], dim=1)
         target = torch.cat([value.flatten(1) for value in targets], dim=1)
         valid = self.valid(target).nonzero().squeeze(1)
@@ -54,6 +55,7 @@ class NormalMetric(StreamingMetric):
         } | {name: (angle < limit).sum() for name, limit in THRESHOLDS.items()}
 
     def compute(self, totals: Totals) -> dict[str, float]:
+        """The metrics of the totals; see the base class."""
         count = int(totals['count'])
         below = totals['histogram'].cumsum(0)
         # The two middle values, which are one for an odd count, as in numpy.median.

@@ -58,6 +58,7 @@ class SegmentationMetric(StreamingMetric):
         return {'count': torch.tensor(0), 'confusion': torch.zeros(size, size, dtype=torch.int64)}
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
+        """Checks the target and the prediction of one sample; see the base class."""
         check_same_shape(prediction, target)
         for what, values in (('prediction', prediction), ('target', target[self.valid(target)])):
             if values.is_floating_point():
@@ -67,6 +68,7 @@ class SegmentationMetric(StreamingMetric):
                                  f'classes are 0 to {self.num_classes - 1} (void in the target: {VOID})')
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
+        """The additive statistics of these samples; see the base class."""
         prediction = torch.cat([value.flatten() for value in predictions]).long()
         target = torch.cat([value.flatten() for value in targets]).long()
         valid = self.valid(target)

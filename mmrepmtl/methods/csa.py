@@ -152,6 +152,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, saliency_TBCN: Tensor, scale_TB: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Computes the products of the class docstring, one small Gramian at a time."""
         C, N = saliency_TBCN.shape[2:]
         anchor_BCT = saliency_TBCN.mean(3).permute(1, 2, 0) / scale_TB.amax(0)[:, None, None]
         projection_TB, square_TB, rms_TB = (torch.empty_like(scale_TB) for _ in range(3))
@@ -169,6 +170,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, anchor_grad_BCT: Tensor, projection_grad_TB: Tensor, square_grad_TB: Tensor, _: Tensor):
+        """The gradient of the saliency; the Gramians are computed again rather than kept."""
         saliency_TBCN, scale_TB, anchor_BCT = ctx.saved_tensors
         N = saliency_TBCN.shape[3]
         gradient_TBCN = torch.empty_like(saliency_TBCN)

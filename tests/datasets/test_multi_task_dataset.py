@@ -282,7 +282,9 @@ def test_void_and_invalid_values_pass_the_check():
     def mark(sample):
         sample['gt']['semseg'][0], sample['gt']['depth'][0], sample['gt']['normal'][0] = 255, 0, 0
 
-    Rooms(broken={1: mark}, pipeline=PACK)[1]
+    targets = Rooms(broken={1: mark}, pipeline=PACK)[1]['data_samples'].targets
+    assert (targets['semseg'][0] == 255).all()
+    assert (targets['depth'][:, 0] == 0).all() and (targets['normal'][:, 0] == 0).all()
 
 
 def test_check_can_be_switched_off():

@@ -88,4 +88,4 @@ def test_one_process_needs_no_collective(monkeypatch):
         raise AssertionError('a collective outside torch.distributed')
 
     monkeypatch.setattr(dist, 'all_reduce', refuse)
-    run_losses(build_model().double(), SHARDS['all_labelled'][0])
+    assert run_losses(build_model().double(), SHARDS['all_labelled'][0])

@@ -28,6 +28,7 @@ class PackMultiTaskInputs(BaseTransform):
         self.meta_keys = tuple(meta_keys)
 
     def transform(self, results: dict) -> dict:
+        """Packs ``results`` into ``dict(inputs, data_samples)``."""
         img = results['img']
         if img.ndim != 3 or img.shape[2] != 3 or not np.issubdtype(img.dtype, np.floating):
             raise ValueError(f'{results.get("img_path")}: PackMultiTaskInputs found an image {img.shape} {img.dtype}, '

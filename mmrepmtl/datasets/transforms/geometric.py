@@ -53,6 +53,7 @@ class ResizeMultiTask(BaseTransform):
         self.interpolation = interpolation
 
     def transform(self, results: dict) -> dict:
+        """Transforms ``results`` in place and returns it."""
         # Each modality is looked at by itself, so targets of another size than the image come out right too.
         def unless_there(function: Callable) -> Callable:
             return lambda value, meta: value if value.shape[:2] == self.size else function(value)
@@ -148,6 +149,7 @@ class RandomFlip(BaseTransform):
         self.prob = prob
 
     def transform(self, results: dict) -> dict:
+        """Transforms ``results`` in place and returns it."""
         if np.random.rand() >= self.prob:
             return results
 
@@ -188,6 +190,7 @@ class PadMultiTask(BaseTransform):
         self.fill = fill
 
     def transform(self, results: dict) -> dict:
+        """Transforms ``results`` in place and returns it."""
         height, width = results['img'].shape[:2]
         if self.size is None:
             size = (-(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor)

@@ -35,6 +35,7 @@ class PhotometricJitter(BaseTransform):
                 raise ValueError(f'PhotometricJitter: {name} must be in [0, 1], got {value}')
 
     def transform(self, results: dict) -> dict:
+        """Transforms ``results`` in place and returns it."""
         # All numbers are drawn in any case, so that later transforms get the same ones.
         skip = np.random.rand() >= self.prob
         strengths = np.array(list(self.strengths.values()))
