@@ -26,6 +26,29 @@ def check_settings(extra_losses, loss_transform, precision, tasks) -> None:
         raise ValueError(f'MultiTaskOptimWrapper: tasks must be a dict or a list, got the string {tasks!r}')
 
 
+def check_methods(weighting, aggregator, loss_transform, accumulative_counts: int, clip_grad) -> None:
+    """Raises ValueError where a method's needs, which it declares itself, contradict the settings."""
+    for method in (weighting, aggregator):
+        if loss_transform == 'log' and method is not None and method.loss_transform == 'own':
+            raise ValueError(
+                f'MultiTaskOptimWrapper: {type(method).__name__} handles the scale of the losses itself; '
+                "loss_transform='log' would be a second transform, set loss_transform=None"
+            )
+    if aggregator is None:
+        return
+    name = type(aggregator).__name__
+    if accumulative_counts % aggregator.num_batches:
+        raise ValueError(
+            f'MultiTaskOptimWrapper: {name} takes {aggregator.num_batches} independent batches per step, which are the '
+            f'micro-batches of an accumulation window; accumulative_counts={accumulative_counts} must be a multiple of '
+            f'{aggregator.num_batches}'
+        )
+    if aggregator.returns == 'update' and clip_grad is not None:
+        raise ValueError(
+            f'MultiTaskOptimWrapper: {name} is an optimizer; there is no combined gradient that clip_grad could clip'
+        )
+
+
 def check_names(regularizers) -> None:
     """Raises ValueError for a regulariser whose diagnostics mmengine would take for losses."""
     for regularizer in regularizers:

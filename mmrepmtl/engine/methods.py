@@ -1,21 +1,28 @@
 """Registers the methods; they themselves know nothing of registries (``mmrepmtl.methods`` is plain torch)."""
 
 from collections.abc import Mapping
+from types import ModuleType
 
 from mmengine.registry import Registry
 
-from mmrepmtl.methods.aggregation import PCGrad
+from mmrepmtl.methods import aggregation, weighting
+from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
 from mmrepmtl.methods.rep_mtl import RepMTL
-from mmrepmtl.methods.weighting import EqualWeighting, UncertaintyWeighting
+from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, REGULARIZERS, WEIGHTINGS
 
-for _registry, _classes in (
-    (WEIGHTINGS, (EqualWeighting, UncertaintyWeighting)),
-    (AGGREGATORS, (PCGrad,)),
-    (REGULARIZERS, (RepMTL,)),
-):
-    for _class in _classes:
-        _registry.register_module(module=_class)
+
+def _register(registry: Registry, package: ModuleType, bases: tuple[type, ...]) -> None:
+    """Registers every method that a package exports."""
+    for name in package.__all__:
+        kind = getattr(package, name)
+        if isinstance(kind, type) and issubclass(kind, bases[0]) and kind not in bases:
+            registry.register_module(module=kind)
+
+
+_register(WEIGHTINGS, weighting, (Weighting,))
+_register(AGGREGATORS, aggregation, (Aggregator, GramianAggregator))
+REGULARIZERS.register_module(module=RepMTL)
 
 
 def build_method(cfg, registry: Registry):

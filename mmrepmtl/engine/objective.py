@@ -6,24 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmrepmtl.engine.nonfinite import NonFinite
 from mmrepmtl.engine.task_losses import TaskLosses
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
 from mmrepmtl.methods.weighting import Weighting
-
-
-def check_finite(losses: TaskLosses, iteration: int) -> None:
-    """Raises FloatingPointError with the task's name if a loss is not finite."""
-    for (task, loss), fine in zip(losses.losses.items(), torch.isfinite(losses.losses_T).tolist(), strict=True):
-        if not fine:
-            raise FloatingPointError(
-                f'MultiTaskOptimWrapper: the loss of task {task!r} is not finite ({loss.item()}) in '
-                f'iteration {iteration}'
-            )
-    if losses.extra is not None and not torch.isfinite(losses.extra):
-        raise FloatingPointError(
-            f'MultiTaskOptimWrapper: the losses that no task claims sum to {losses.extra.item()} in iteration '
-            f'{iteration}'
-        )
 
 
 def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:
@@ -44,15 +30,17 @@ def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) 
     return [loss.log() if labelled else loss * 0.0 for loss, labelled in pairs]
 
 
-def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor) -> tuple[Tensor, Tensor]:
+def weigh(
+    weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor, advance: bool
+) -> tuple[Tensor, Tensor]:
     """The weighted objective and the weights (T,).
 
     The weighting sees values only: its learned weights get the gradient of the global objective on every rank.
     """
     leaf_T = torch.stack([value.detach() for value in transformed]).requires_grad_()
-    scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T)
+    scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T, advance)
     weights_T = torch.autograd.grad(scalar, leaf_T, retain_graph=True)[0]
-    if not list(weighting.parameters()):
+    if not weighting.learned():
         scalar = scalar.detach()
     terms = (w * (value - value.detach()) for w, value in zip(weights_T, transformed, strict=True))
     return scalar + sum(terms), weights_T
@@ -66,7 +54,6 @@ def regularize(
     log_loss: bool,
     full_report: bool,
     group,
-    iteration: int | None,
     **call,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
@@ -79,8 +66,10 @@ def regularize(
         log_loss: Whether the objective is made of log losses.
         full_report: Whether all diagnostics are wanted, or the terms alone.
         group: Process group of the reduction.
-        iteration: For the error of a penalty that is not finite; None leaves that to a gradient scaler.
         **call: ``scale`` and ``advance`` of the regularisers' forward.
+
+    Raises:
+        NonFinite: If the sum is not finite.
     """
     active = losses.labelled()
     if not active and call['advance']:
@@ -100,10 +89,8 @@ def regularize(
                 report[f'{regularizer.name}/{key}'] = value
     penalty = sum(terms)
     report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, group)
-    if iteration is not None and not torch.isfinite(report['penalty']):
-        raise FloatingPointError(
-            f'MultiTaskOptimWrapper: the penalty is not finite ({report["penalty"].item()}) in iteration {iteration}'
-        )
+    if not torch.isfinite(report['penalty']):
+        raise NonFinite('penalty', value=report['penalty'].item())
     return penalty + (report['penalty'] - penalty.detach()), report
 
 

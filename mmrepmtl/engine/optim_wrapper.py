@@ -1,6 +1,5 @@
 """The one place where a multi-task method meets training."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,11 +12,22 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmrepmtl.engine.capture import SharedCapture
-from mmrepmtl.engine.checks import DTYPES, check_names, check_settings, find_shared, unwrap
-from mmrepmtl.engine.gradients import GradientAggregation
+from mmrepmtl.engine.checks import DTYPES, check_methods, check_names, check_settings, find_shared, unwrap
+from mmrepmtl.engine.epochs import EpochWatch
+from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, all_finite, blame
 from mmrepmtl.engine.methods import build_method
-from mmrepmtl.engine.objective import check_finite, mean_over_ranks, regularize, transform_losses, weigh
-from mmrepmtl.engine.state import check_same_run, method_signature, without_learned
+from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy, check_finite
+from mmrepmtl.engine.objective import regularize, transform_losses, weigh
+from mmrepmtl.engine.report import describe, report_gradients
+from mmrepmtl.engine.second_look import SecondLook
+from mmrepmtl.engine.state import (
+    add_learned_group,
+    check_same_run,
+    load_method_state,
+    method_signature,
+    method_state,
+    without_learned,
+)
 from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
@@ -67,6 +77,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
         weighting_lr: Learning rate of the weights that a method learns; None: that of the optimizer. They have no decay
             and are not part of gradient clipping.
         diagnostics_interval: Every how many iterations the regularisers' diagnostics go to the log.
+        on_nonfinite: What to do about a loss or gradient that is not finite: ``'raise'``, or ``'skip'``: make no step
+            and count it. With fp16 an overflow is the gradient scaler's business: it skips the step, lowers its scale.
+        max_skipped: So many skipped steps in a row stop training in any case.
         force_resume: Resume although the method or the number of processes differs from the checkpoint's.
         accumulative_counts: Micro-batches per optimizer step.
         clip_grad: As in mmengine.
@@ -75,8 +88,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         ValueError: For settings that contradict each other, an unknown ``shared``, unclaimed losses, a loss that is not
             positive under the log.
         RuntimeError: Where a method could not act: hooks that did not fire, a compiled whole model, ``static_graph``.
-        FloatingPointError: For a non-finite loss, with the task's name (fp16: left to the scaler, which skips the
-            step).
+        FloatingPointError: For a loss or gradient that is not finite, with the task's name and the iteration.
     """
 
     def __init__(
@@ -93,6 +105,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         loss_scale: dict | None = None,
         weighting_lr: float | None = None,
         diagnostics_interval: int = 10,
+        on_nonfinite: Literal['raise', 'skip'] = 'raise',
+        max_skipped: int = 100,
         force_resume: bool = False,
         accumulative_counts: int = 1,
         clip_grad: dict | None = None,
@@ -117,12 +131,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
             clip_grad=clip_grad,
         )
         self.weighting: Weighting = build_method(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
-        if loss_transform == 'log' and self.weighting.loss_transform == 'own':
-            raise ValueError(
-                f'MultiTaskOptimWrapper: {type(self.weighting).__name__} handles the scale of the losses itself; '
-                "loss_transform='log' would be a second transform, set loss_transform=None"
-            )
-        aggregator = build_method(aggregator, AGGREGATORS)
+        self.aggregator: Aggregator | None = build_method(aggregator, AGGREGATORS)
+        check_methods(self.weighting, self.aggregator, loss_transform, accumulative_counts, clip_grad)
         self.regularizers: list[Regularizer] = [build_method(cfg, REGULARIZERS) for cfg in regularizers]
         check_names(self.regularizers)
         self.shared, self.tasks = shared, tasks
@@ -130,26 +140,21 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.diagnostics_interval, self.force_resume = diagnostics_interval, force_resume
         self.loss_scale = dict(loss_scale or {})
         self._aggregation: GradientAggregation | None = None
-        self.aggregator = aggregator
         self._model_parameters = [p for group in optimizer.param_groups for p in group['params']]
-        learned = list(self.weighting.parameters()) + (list(aggregator.parameters()) if aggregator else [])
+        learned = self.weighting.learned() + (self.aggregator.learned() if self.aggregator else [])
         self._has_learned = bool(learned)
         if learned:
-            self._add_group(learned, weighting_lr)
+            add_learned_group(self, learned, weighting_lr)
         self.loss_scaler: torch.amp.GradScaler | None = None
         self._scaler_state: dict | None = None
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
         self._group = None
         self._pending: _Step | None = None
-
-    def _add_group(self, parameters: list[nn.Parameter], lr: float | None) -> None:
-        self.optimizer.add_param_group(
-            dict(params=parameters, lr=self.optimizer.defaults['lr'] if lr is None else lr, weight_decay=0.0)
-        )
-        # mmengine reads the base learning rate from here as soon as there are several groups.
-        if self.base_param_settings is None:
-            self.base_param_settings = dict(params=torch.tensor([0.0]), **self.optimizer.defaults)
+        self._graph: list[Tensor] = []
+        self._policy = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped)
+        self._epochs = EpochWatch(self.weighting, self.message_hub)
+        self._second_look = SecondLook() if self.weighting.second_look else None
 
     # ---- before the forward ----
 
@@ -157,20 +162,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Checks the model, before mmengine may compile it, and says in the log what will be optimised."""
         self._prepare(model)
         super().initialize_count_status(model, init_counts, max_counts)
-        print_log(f'MultiTaskOptimWrapper: {self.describe()}', logger='current')
-
-    def describe(self) -> str:
-        """The objective in one line, with the definitions that the literature has two of."""
-        inner = 'log L_t' if self.loss_transform == 'log' else 'L_t'
-        parts = [
-            f'{type(self.weighting).__name__} of {inner} over tasks {list(self._prefixes or {})}',
-            f'Z = output of {self.shared!r}',
-            f'precision {self.precision}',
-            *(str(r) for r in self.regularizers),
-        ]
-        if self.aggregator is not None:
-            parts.append(f'{type(self.aggregator).__name__} at {self.aggregator.level} level')
-        return '; '.join(parts)
+        print_log(f'MultiTaskOptimWrapper: {describe(self)}', logger='current')
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         """Checks and settings that depend on the model, once; returns the model inside DistributedDataParallel."""
@@ -192,7 +184,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         for regularizer in self.regularizers:
             regularizer.process_group = self._group
         if self.aggregator is not None:
-            self._aggregation = GradientAggregation(self.aggregator, self._group, self.precision == 'fp16')
+            self._aggregation = GradientAggregation(self.aggregator, self._group)
         if self.precision == 'fp16' and self.loss_scaler is None:
             self.loss_scaler = torch.amp.GradScaler(device.type, **self.loss_scale)
             if self._scaler_state is not None:
@@ -216,6 +208,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
         inner = self._prepare(model)
         device = next(inner.parameters()).device.type
         self._pending, capture = None, SharedCapture(self.shared)
+        self._epochs.turn()
+        if self._second_look is not None:
+            self._second_look.before_forward()
         hooks = [
             find_shared(inner, self.shared).register_forward_hook(capture),
             inner.register_forward_hook(lambda *call: self._after_forward(capture, *call), with_kwargs=True),
@@ -252,30 +247,40 @@ class MultiTaskOptimWrapper(OptimWrapper):
         device = capture.views[0].device.type
         with torch.autocast(device, enabled=False):
             losses = collect(outputs, self._prefixes, self.extra_losses, self._group)
-            if self.precision != 'fp16':
-                check_finite(losses, self._inner_count)
-            transformed = transform_losses(losses, self.loss_transform, self._inner_count)
-            objective, weights_T = weigh(self.weighting, transformed, losses.labelled_T)
-            for regularizer in self.regularizers:
-                regularizer.backward_scale = self.scale_loss(1.0)
-                regularizer.measure_gradient = self._log_due() and self._aggregation is None
-            penalty, report = regularize(
-                self.regularizers,
-                losses,
-                capture.levels(self._prefixes),
-                weights_T,
-                self.loss_transform == 'log',
-                self._log_due(),
-                self._group,
-                iteration=self._inner_count if self.precision != 'fp16' else None,
-                scale=self._scale(),
-                advance=self.should_sync(),
-            )
+            step = _Step(capture.views, losses, [], sum(losses.losses.values()), None)
+            try:
+                log = self._objective(capture, losses, step)
+            except NonFinite as error:
+                self._policy.take(error, self._inner_count)
+                log = losses.log
+        if self._second_look is not None:
+            self._second_look.after_forward(model, args, kwargs)
+        self._pending = step
+        return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
+
+    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: _Step) -> dict[str, Tensor]:
+        """Fills ``step``; returns what is logged."""
+        check_finite(list(losses.losses), losses.losses_T, losses.extra)
+        transformed = transform_losses(losses, self.loss_transform, self._inner_count)
+        step.weighted, weights_T = weigh(self.weighting, transformed, losses.labelled_T, self.should_sync())
+        for regularizer in self.regularizers:
+            regularizer.backward_scale = self.scale_loss(1.0)
+            regularizer.measure_gradient = self._log_due() and self._aggregation is None
+        penalty, report = regularize(
+            self.regularizers,
+            losses,
+            capture.levels(self._prefixes),
+            weights_T,
+            self.loss_transform == 'log',
+            self._log_due(),
+            self._group,
+            scale=self._scale(),
+            advance=self.should_sync(),
+        )
         rest = [term for term in (penalty, losses.extra) if term is not None]
-        weighted = [w * value for w, value in zip(weights_T, transformed, strict=True)]
-        self._pending = _Step(capture.views, losses, weighted, objective, sum(rest) if rest else None)
-        log = losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
-        return {'loss': objective + sum(rest) if rest else objective, **log}
+        step.rest = sum(rest) if rest else None
+        step.objectives = [w * value for w, value in zip(weights_T, transformed, strict=True)]
+        return losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
 
     def _scale(self) -> float:
         return 1.0 if self.loss_scaler is None else self.loss_scaler.get_scale()
@@ -289,66 +294,94 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 'MultiTaskOptimWrapper: backward without a forward inside optim_context; no method acted'
             )
         step, self._pending = self._pending, None
-        last, factor = self.should_sync(), self.scale_loss(1.0)
-        if self._aggregation is None:
-            (loss if self.loss_scaler is None else self.loss_scaler.scale(loss)).backward(**kwargs)
-        else:
-            if self.loss_scaler is not None:
-                self.loss_scaler.scale(loss.detach())  # creates the scaler's state, as its use in backward would
-            trainable = [p for p in self._model_parameters if p.requires_grad]
-            learned = list(self.weighting.parameters())
-            if learned:
-                torch.autograd.backward(step.weighted * (factor * self._scale()), inputs=learned, retain_graph=True)
-            self._aggregation.backward(
-                list(step.losses.losses),
-                step.objectives,
-                step.rest,
-                step.views,
-                trainable,
-                step.losses.losses_T,
-                factor,
-                self._scale(),
-                last,
-            )
-        self._report_gradients(step)
+        if self.loss_scaler is not None:
+            self.loss_scaler.scale(loss.detach())  # creates the scaler's state
+        if self._policy.found is None:
+            try:
+                self._backward(step, loss, kwargs)
+            except NonFinite as error:
+                self._policy.take(error, self._inner_count)
+            else:
+                if self._log_due():
+                    report_gradients(self.message_hub, step.losses, self._aggregation, self.regularizers, self._group)
         self._inner_count += 1
 
-    def _report_gradients(self, step: _Step) -> None:
-        """What is known only after the backward goes to the log through the message hub."""
-        if not self._log_due():
+    def _backward(self, step: _Step, loss: Tensor, kwargs: dict) -> None:
+        last, factor = self.should_sync(), self.scale_loss(1.0)
+        if self._aggregation is None:
+            (loss * self._scale()).backward(**kwargs)
+            self._graph = step.objectives if last else []
             return
-        if self._aggregation is not None and self._aggregation.weights_T is not None:
-            for task, weight in zip(step.losses.losses, self._aggregation.weights_T.tolist(), strict=True):
-                self.message_hub.update_scalar(f'train/aggregator/{task}', weight)
-        if not self.regularizers:
-            return
-        if self._aggregation is not None:
-            found = {'penalty': self._aggregation.penalty_squares}
-        else:
-            found = {r.name: r.gradient_squares for r in self.regularizers}
-        # Which entries there are must not depend on what this rank found: every rank takes part in the reduction.
-        squares = {}
-        for name, pair in found.items():
-            squares[f'{name}/penalty'], squares[f'{name}/tasks'] = (0.0, 0.0) if pair is None else pair.tolist()
-        squares = mean_over_ranks(squares, step.losses.losses_T, self._group)
-        for name in found:
-            if squares[f'{name}/tasks'] > 0:
-                ratio = (squares[f'{name}/penalty'] / squares[f'{name}/tasks']).sqrt()
-                self.message_hub.update_scalar(f'train/{name}/grad_ratio', float(ratio))
+        trainable = [p for p in self._model_parameters if p.requires_grad]
+        learned = self.weighting.learned()
+        if learned:
+            torch.autograd.backward(step.weighted * (factor * self._scale()), inputs=learned, retain_graph=True)
+        micro = MicroBatch(
+            tasks=list(step.losses.losses),
+            objectives=step.objectives,
+            rest=step.rest,
+            views=step.views,
+            losses_T=step.losses.losses_T,
+            labelled_T=step.losses.labelled_T,
+            factor=factor,
+            scale=self._scale(),
+            last=last,
+        )
+        self._aggregation.backward(micro, trainable)
 
     def _log_due(self) -> bool:
         return self.diagnostics_interval > 0 and self._inner_count % self.diagnostics_interval == 0
 
     def step(self, **kwargs) -> None:
-        """Unscales, clips and steps."""
-        if self.loss_scaler is None:
-            super().step(**kwargs)
+        """Unscales, checks, clips and steps; skips the step where something was not finite."""
+        if self.loss_scaler is not None:
+            self.loss_scaler.unscale_(self.optimizer)
+        try:
+            if self._policy.found is None:
+                self._check_gradients()
+        except NonFinite as error:
+            self._policy.take(error, self._inner_count - 1)
+        self._graph = []
+        if self._policy.found is not None:
+            self._skip()
             return
         if self.clip_grad_kwargs:
-            self.loss_scaler.unscale_(self.optimizer)
             self._clip_grad()
-        self.loss_scaler.step(self.optimizer, **kwargs)
-        self.loss_scaler.update()
+        if self.loss_scaler is not None:
+            self.loss_scaler.step(self.optimizer, **kwargs)
+            self.loss_scaler.update()
+        else:
+            self.optimizer.step(**kwargs)
+        if self._aggregation is not None:
+            self._aggregation.apply_updates(self.optimizer)
+        self._policy.stepped()
+        if self._second_look is not None:
+            device, dtype = self._model_parameters[0].device.type, DTYPES[self.precision]
+            with torch.autocast(device, dtype) if dtype is not None else nullcontext():
+                self._second_look.show(
+                    self.weighting,
+                    lambda outputs: collect(outputs, self._prefixes, self.extra_losses, self._group),
+                )
+
+    def _check_gradients(self) -> None:
+        """The gradients are final and equal on all ranks; an aggregator has checked its own."""
+        if self._aggregation is not None:
+            return
+        params = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
+        if not all_finite([p.grad for p in params]):
+            tasks = list(self._prefixes)
+            raise NonFinite('gradient', [tasks[t] for t in blame(params, self._graph, {})])
+
+    def _skip(self) -> None:
+        """Leaves everything as it was before this window, but for the counts."""
+        if self._aggregation is not None:
+            self._aggregation.drop()
+        if self._second_look is not None:
+            self._second_look.forget()
+        if self.loss_scaler is not None:
+            self.loss_scaler.update(self._scale() * self.loss_scaler.get_backoff_factor())
+        self._policy.skip(self._inner_count - 1)
+        self.message_hub.update_scalar('train/skipped_steps', float(self._policy.total))
 
     def _clip_grad(self) -> None:
         """Clips the model's gradients; learned weights of a method are no part of the norm."""
@@ -365,14 +398,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         state = super().state_dict()
         if self.loss_scaler is not None:
             state['loss_scaler'] = self.loss_scaler.state_dict()
-        state['multi_task'] = dict(
-            signature=json.dumps(self.signature, sort_keys=True),
-            world_size=num_processes(),
-            tasks=list(self._prefixes or {}),
-            weighting=self.weighting.state_dict(),
-            aggregator=self.aggregator.state_dict() if self.aggregator is not None else {},
-            regularizers=[regularizer.state_dict() for regularizer in self.regularizers],
-        )
+        state['multi_task'] = method_state(self)
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -387,11 +413,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if own is not None and own['tasks'] and self._prefixes is None:
             self._setup_methods({task: '' for task in own['tasks']})
         if same:
-            self.weighting.load_state_dict(own['weighting'])
-            if self.aggregator is not None:
-                self.aggregator.load_state_dict(own['aggregator'])
-            for regularizer, state in zip(self.regularizers, own['regularizers'], strict=True):
-                regularizer.load_state_dict(state)
+            load_method_state(self, own)
         self._scaler_state = scaler
         if self.loss_scaler is not None and scaler is not None:
             self.loss_scaler.load_state_dict(scaler)

@@ -93,6 +93,16 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     )
 
 
+def add_learned_group(wrapper, parameters: list[nn.Parameter], lr: float | None) -> None:
+    """Gives what a method learns a parameter group of its own, without decay, to the wrapper's optimizer."""
+    defaults = wrapper.optimizer.defaults
+    group = dict(params=parameters, lr=defaults['lr'] if lr is None else lr, weight_decay=0.0)
+    wrapper.optimizer.add_param_group(group)
+    # mmengine reads the base learning rate from here as soon as there are several groups.
+    if wrapper.base_param_settings is None:
+        wrapper.base_param_settings = dict(params=torch.tensor([0.0]), **defaults)
+
+
 def without_learned(state_dict: dict, optimizer: torch.optim.Optimizer, count: int, has_learned: bool) -> dict:
     """The optimizer's state of the model alone: that of another method's learned weights means nothing here.
 
@@ -108,6 +118,33 @@ def without_learned(state_dict: dict, optimizer: torch.optim.Optimizer, count: i
         param_groups=state_dict['param_groups'][:groups] + optimizer.state_dict()['param_groups'][groups:],
         state={index: value for index, value in state_dict['state'].items() if index < count},
     )
+
+
+def method_state(wrapper) -> dict:
+    """What a MultiTaskOptimWrapper adds to the optimizer's state."""
+    aggregator = wrapper.aggregator
+    return dict(
+        signature=json.dumps(wrapper.signature, sort_keys=True),
+        world_size=num_processes(),
+        tasks=list(wrapper._prefixes or {}),
+        weighting=wrapper.weighting.state_dict(),
+        aggregator=aggregator.state_dict() if aggregator is not None else {},
+        regularizers=[regularizer.state_dict() for regularizer in wrapper.regularizers],
+        epoch=wrapper._epochs.epoch,
+        skipped=wrapper._policy.state_dict(),
+    )
+
+
+def load_method_state(wrapper, saved: dict) -> None:
+    """Restores :func:`method_state` of the same run."""
+    wrapper.weighting.load_state_dict(saved['weighting'])
+    if wrapper.aggregator is not None:
+        wrapper.aggregator.load_state_dict(saved['aggregator'])
+    for regularizer, state in zip(wrapper.regularizers, saved['regularizers'], strict=True):
+        regularizer.load_state_dict(state)
+    wrapper._epochs.epoch = saved.get('epoch')
+    if 'skipped' in saved:
+        wrapper._policy.load_state_dict(saved['skipped'])
 
 
 def random_state() -> dict:

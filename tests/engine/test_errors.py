@@ -239,5 +239,5 @@ def test_an_unclaimed_loss_that_is_not_finite():
             return {**super().forward(inputs, a, b, c), 'aux.loss': self.encoder[0].weight.sum() * float('nan')}
 
     model = make_model(cls=Nan)
-    with pytest.raises(FloatingPointError, match='losses that no task claims sum to nan in iteration 0'):
+    with pytest.raises(FloatingPointError, match='losses that no task claims is not finite .nan. in iteration 0'):
         run(model, wrap(model, extra_losses='add'), [make_batch()])

@@ -1,4 +1,4 @@
-from .base import Aggregator, GramianAggregator
+from .base import Aggregator, GramianAggregator, gramian
 from .pcgrad import PCGrad
 
-__all__ = ['Aggregator', 'GramianAggregator', 'PCGrad']
+__all__ = ['Aggregator', 'GramianAggregator', 'PCGrad', 'gramian']

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -7,37 +8,99 @@ class Aggregator(nn.Module):
     """Base of gradient aggregators: T task gradients become the one gradient of the shared parameters.
 
     Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner
-    products of the gradients derives from :class:`GramianAggregator`; at representation level
-    the engine then reduces a T x T matrix only. Its random state, if any, is equal on all
-    ranks. Everything that a resumed run needs is in ``state_dict()``.
+    products of the gradients derives from :class:`GramianAggregator`; at representation level the trainer then reduces
+    a T x T matrix only. Its random state, if any, is equal on all ranks. Everything that a resumed run needs is in
+    ``state_dict()``. What it needs of the trainer it declares in the class attributes below; the trainer asks and knows
+    no method by name.
+
+    A row that is exactly zero is that of a task without a label in the batch (or without a gradient): no method may
+    divide by its norm, and each documents what it does with it.
 
     Args:
         level: Where the gradients are taken: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z,
             the encoder is then traversed once).
+        weight_heads: Whether the weight of a task also multiplies the gradient of its own head, as if the method had
+            weighted the losses; False leaves the heads unweighted. None is the convention of the method.
     """
 
     #: Levels that the method's definition allows.
     levels: tuple[str, ...] = ('parameter', 'representation')
 
-    def __init__(self, level: Literal['parameter', 'representation'] = 'parameter') -> None:
+    #: ``'own'``: takes log losses itself or needs positive ones, so that a second log transform is refused.
+    loss_transform: Literal['any', 'own'] = 'any'
+
+    #: What :attr:`weight_heads` is if the config does not say.
+    weights_heads_by_default: bool = False
+
+    #: Whether the result is a weighted sum of the rows, with the weights returned.
+    has_weights: bool = True
+
+    #: Whether state is kept per shared parameter, so that their set may not change during a run.
+    keeps_gradients: bool = False
+
+    #: How many independent batches one step needs; with more than one, ``gradients`` is (num_batches, T, P).
+    num_batches: int = 1
+
+    #: ``'update'``: the result is the finished step of the shared parameters in units of the learning rate (the method is
+    #: an optimizer), which must not pass through the run's optimizer again.
+    returns: Literal['gradient', 'update'] = 'gradient'
+
+    def __init__(
+        self, level: Literal['parameter', 'representation'] = 'parameter', weight_heads: bool | None = None
+    ) -> None:
         super().__init__()
         if level not in self.levels:
             raise ValueError(f'{type(self).__name__}: level must be one of {self.levels}, got {level!r}')
         self.level = level
+        self.weight_heads = self.weights_heads_by_default if weight_heads is None else weight_heads
+        if self.weight_heads and not self.has_weights:
+            raise ValueError(
+                f'{type(self).__name__}: weight_heads=True needs one weight per task, and this method has none'
+            )
 
-    def setup(self, num_tasks: int) -> None:
-        """Tells the number of tasks, before the first call. Idempotent."""
-        del num_tasks
+    def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
+        """Tells the number of tasks, before the first call, and the layout of P once that is known. Idempotent.
+
+        Args:
+            num_tasks: T.
+            sizes: Number of elements of each shared parameter tensor, in the order of the columns of ``gradients_TP``,
+                for methods that treat layers apart; None: not known, all columns are one layer.
+        """
+        del num_tasks, sizes
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that the run's own optimizer trains."""
+        return list(self.parameters())
 
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor | None]:
         """Combines the gradients.
 
         Args:
             gradients_TP: One row per task, (T, P).
-            losses_T: The global (mean over ranks) loss values, (T,).
+            losses_T: The global (mean over ranks) values of the losses that the rows are gradients of, (T,).
 
         Returns:
             The combined gradient (P,), and the weight of each task (T,) where the result is a weighted sum, else None.
+        """
+        raise NotImplementedError
+
+    def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
+        """The factor (T,) of the gradient of each task's own head, given the result of the same step; None: all 1."""
+        del losses_T
+        return weights_T if self.weight_heads else None
+
+    def at_representation(
+        self, gradients_TB: Tensor, representation_B: Tensor, sum_over_ranks: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Combines the gradients at one level of Z, for methods at representation level that are not Gramian.
+
+        Args:
+            gradients_TB: This rank's part, (T, B, ...).
+            representation_B: Z of this rank, (B, ...).
+            sum_over_ranks: Sums a tensor of the same shape on every rank.
+
+        Returns:
+            The combined gradient, (B, ...).
         """
         raise NotImplementedError
 
@@ -46,11 +109,11 @@ class GramianAggregator(Aggregator):
     """Base of aggregators whose result is ``sum_t w_t g_t`` with weights computed from the Gramian ``g g^T``."""
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,) for the Gramian (T, T), float64 on the CPU or the device of the gradients."""
+        """Returns the weights (T,) for the Gramian (T, T); float64, on the CPU, where the small problem is solved."""
         raise NotImplementedError
 
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
-        weights_T = self.weights(gramian(gradients_TP), losses_T).to(gradients_TP)
+        weights_T = self.weights(gramian(gradients_TP).cpu(), losses_T.cpu()).to(gradients_TP)
         return weights_T @ gradients_TP, weights_T
 
 

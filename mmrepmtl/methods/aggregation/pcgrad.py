@@ -10,18 +10,22 @@ class PCGrad(GramianAggregator):
     """Projects each task's gradient onto the normal plane of every gradient that it conflicts with, in random order.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Algorithm 1; the projected gradients
-        are
-    summed as there. Computed in the coefficients of the original gradients, so only the Gramian is needed. An
-    unlabelled
-    task has a zero gradient: nothing conflicts with it and it adds nothing.
+    are summed as there. Computed in the coefficients of the original gradients, so only the Gramian is needed. An
+    unlabelled task has a zero gradient: nothing conflicts with it and it adds nothing.
 
     Args:
         level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
         seed: Of the random orders; the same on all ranks.
     """
 
-    def __init__(self, level: Literal['parameter', 'representation'] = 'parameter', seed: int = 0) -> None:
-        super().__init__(level)
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(level, weight_heads)
         self.generator = torch.Generator().manual_seed(seed)
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:

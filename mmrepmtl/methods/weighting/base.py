@@ -7,7 +7,8 @@ class Weighting(nn.Module):
     """Base of loss weightings: T task losses become the one scalar that is minimised.
 
     A weighting sees the *global* losses (the mean over ranks), so that its state and its learned weights stay equal on
-    all ranks. ``d scalar / d losses_T`` are the weights that it applies.
+    all ranks. ``d scalar / d losses_T`` are the weights that it applies. What it needs of the trainer it declares in the
+    class attributes below; the trainer asks and knows no method by name.
 
     Learned weights are ``nn.Parameter``; where the number of tasks is not known at construction they start as
     ``UninitializedParameter`` and :meth:`setup` materialises them. Everything that a resumed run needs is in
@@ -18,19 +19,45 @@ class Weighting(nn.Module):
     #: ``'any'``: works on losses as well as on log losses.
     loss_transform: Literal['any', 'own'] = 'any'
 
+    #: Whether :meth:`after_step` is to be called with the losses of the same batch after the optimizer step, which costs
+    #: one more forward pass.
+    second_look: bool = False
+
+    #: Whether :meth:`end_epoch` is to be called between epochs.
+    per_epoch: bool = False
+
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""
         del num_tasks
 
-    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> Tensor:
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that the run's own optimizer trains by the gradient of the scalar."""
+        return list(self.parameters())
+
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Combines the losses.
 
         Args:
             losses_T: The task losses, after the log transform if there is one, (T,).
             labelled_T: Which tasks any sample of the batch is labelled for, (T,) bool; None: all. What an unlabelled
                 task does to the others is documented by each method; its entry in ``losses_T`` is 0 and means nothing.
+            advance: Whether this call ends an optimizer step: False in all but the last micro-batch of an accumulation
+                window. State that counts steps moves on then, and only then.
 
         Returns:
             The scalar to minimise.
         """
+        raise NotImplementedError
+
+    def after_step(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> None:
+        """Takes the losses of the batch after the step; only where :attr:`second_look` asks for it.
+
+        Args:
+            losses_T: As in :meth:`forward`; with accumulation the mean over the window's micro-batches.
+            labelled_T: As in :meth:`forward`.
+        """
+        raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """Ends an epoch; only where :attr:`per_epoch` asks for it."""
         raise NotImplementedError

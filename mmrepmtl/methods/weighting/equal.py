@@ -10,6 +10,7 @@ class EqualWeighting(Weighting):
     unlabelled task is left out of the sum.
     """
 
-    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> Tensor:
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t L_t`` over the labelled tasks."""
+        del advance
         return losses_T.sum() if labelled_T is None else losses_T[labelled_T].sum()
