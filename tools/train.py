@@ -13,6 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('--method', help='overlay of configs/_base_/methods; stl trains each task alone')
+    parser.add_argument('--regularizer', help="overlay whose regularisers are added to the method's, e.g. rep-mtl")
     parser.add_argument('--work-dir', help='where the run writes (default: work_dirs/CONFIG)')
     parser.add_argument(
         '--resume',
@@ -41,15 +42,16 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(
         args.config,
-        args.method,
-        args.work_dir,
-        args.resume,
-        args.precision,
-        args.seed,
-        args.data_root,
-        args.cfg_options,
-        args.launcher,
-        args.force_resume,
+        method=args.method,
+        work_dir=args.work_dir,
+        resume=args.resume,
+        precision=args.precision,
+        seed=args.seed,
+        data_root=args.data_root,
+        cfg_options=args.cfg_options,
+        launcher=args.launcher,
+        force_resume=args.force_resume,
+        regularizer=args.regularizer,
     )
     run = train_single_tasks if cfg.get('single_task') else train
     run(cfg, trust_checkpoint=args.trust_checkpoint)

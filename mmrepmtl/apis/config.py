@@ -40,13 +40,14 @@ def load_config(
     cfg_options: Mapping[str, Any] | None = None,
     launcher: str = 'none',
     force_resume: bool = False,
+    regularizer: str | None = None,
 ) -> Config:
     """Loads a config and applies the command line to it.
 
     Args:
         path: The config file.
         method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
-        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the method's name).
+        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
         resume: True: from the last checkpoint in the work directory; a path: from that.
         precision: 'fp32', 'bf16' or 'fp16'.
         seed: Of the run.
@@ -54,6 +55,7 @@ def load_config(
         cfg_options: Dotted key -> value, applied last.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         force_resume: Resume although the method or the number of processes differs.
+        regularizer: Overlay whose regularisers are added to those of the method, for example 'rep-mtl'.
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
@@ -66,6 +68,8 @@ def load_config(
     cfg.launcher = launcher
     if method is not None:
         _overlay(cfg, path, method)
+    if regularizer is not None:
+        _add_regularizers(cfg, path, regularizer)
     if precision is not None:
         cfg.optim_wrapper.precision = precision
     if seed is not None:
@@ -77,11 +81,8 @@ def load_config(
                 dataset.data_root = data_root
     if cfg_options:
         cfg.merge_from_dict(dict(cfg_options))
-    cfg.work_dir = (
-        work_dir
-        or cfg.get('work_dir')
-        or os.path.join('work_dirs', path.stem if method is None else f'{path.stem}_{method}')
-    )
+    name = '_'.join(part for part in (path.stem, method, regularizer and f'with-{regularizer}') if part)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if resume:
         cfg.resume = True
         cfg.load_from = resume if isinstance(resume, str) else None
@@ -96,12 +97,32 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
     known = available_methods(path)
     if method not in known:
         raise ValueError(f'--method: {method!r} is unknown; there are {", ".join(known)}')
-    overlay = Config.fromfile(_method_folder(path) / f'{method}.py')
+    overlay = _read_overlay(path, method)
     for key in METHOD_KEYS:
         # Replaced, not merged: nothing of the config's own method may remain.
         cfg.optim_wrapper[key] = overlay.optim_wrapper.get(key)
+    if 'accumulative_counts' in overlay.optim_wrapper:  # a method that takes several batches per step
+        cfg.optim_wrapper.accumulative_counts = overlay.optim_wrapper.accumulative_counts
     cfg.optim_wrapper.type = overlay.optim_wrapper.type
     cfg.single_task = overlay.get('single_task', False)
+
+
+def _add_regularizers(cfg: Config, path: Path, name: str) -> None:
+    known = [m for m in available_methods(path) if _read_overlay(path, m).optim_wrapper.get('regularizers')]
+    if name not in known:
+        raise ValueError(f'--regularizer: {name!r} is unknown; there are {", ".join(known)}')
+    if cfg.get('single_task'):
+        raise ValueError('--regularizer: a task that is trained alone has no other task to be regularised against')
+    added = _read_overlay(path, name).optim_wrapper.regularizers
+    present = {regularizer['type'] for regularizer in cfg.optim_wrapper.get('regularizers') or []}
+    twice = [regularizer['type'] for regularizer in added if regularizer['type'] in present]
+    if twice:
+        raise ValueError(f'--regularizer: the method has {twice[0]} already; leave out one of the two')
+    cfg.optim_wrapper.regularizers = [*(cfg.optim_wrapper.get('regularizers') or []), *added]
+
+
+def _read_overlay(path: Path, name: str) -> Config:
+    return Config.fromfile(_method_folder(path) / f'{name}.py')
 
 
 def test_data(cfg: Config) -> str:

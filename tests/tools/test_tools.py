@@ -166,6 +166,9 @@ def test_a_checkpoint_of_another_model_or_with_code_is_refused(trained, tmp_path
     [
         (dict(method='nash'), "--method: 'nash' is unknown; there are ew, ew-log"),
         (dict(resume='nowhere.pth'), '--resume: there is no checkpoint nowhere.pth'),
+        (dict(regularizer='pcgrad'), "--regularizer: 'pcgrad' is unknown; there are rep-mtl, rep-mtl-csa, rep-mtl-tsr"),
+        (dict(method='rep-mtl', regularizer='rep-mtl'), '--regularizer: the method has RepMTL already'),
+        (dict(method='stl', regularizer='rep-mtl'), '--regularizer: a task that is trained alone'),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -179,6 +182,9 @@ def test_a_method_replaces_what_the_config_says_of_it():
     assert cfg.optim_wrapper.loss_transform is None and cfg.optim_wrapper.shared == 'encoder'
     assert (cfg.optim_wrapper.precision, cfg.randomness.seed, cfg.optim_wrapper.optimizer.lr) == ('bf16', 7, 0.5)
     assert cfg.work_dir == 'work_dirs/tiny_pcgrad'
+    cfg = load_config(TINY, method='pcgrad', regularizer='rep-mtl')
+    assert cfg.optim_wrapper.aggregator.type == 'PCGrad' and cfg.optim_wrapper.regularizers[0].type == 'RepMTL'
+    assert cfg.work_dir == 'work_dirs/tiny_pcgrad_with-rep-mtl'
     nyuv2 = next(path for path in CONFIGS if 'nyuv2' in path.name)
     cfg = load_config(nyuv2, data_root='/data')
     assert {cfg[f'{split}_dataloader'].dataset.data_root for split in ('train', 'val', 'test')} == {'/data'}
