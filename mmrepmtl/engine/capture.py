@@ -1,7 +1,7 @@
 """Captures the shared representation Z while the model runs, without a change to the model."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,36 +13,52 @@ class SharedCapture:
     The gradient of a task's loss at a view ends there, also where Z has several levels of which the deeper are computed
     from the shallower. Of a shared module that is frozen the views are leaves, so that Z still has a gradient.
 
+    Args:
+        name: The module's, for errors.
+        tasks: Names of the tasks whose samples go through the module in calls of their own, in the order of the calls;
+            empty where one call serves all.
+
     Attributes:
-        representation: What the module returned, with every differentiable tensor replaced by its view.
+        representation: What the module returned, with every differentiable tensor replaced by its view; {task: that}
+            where the tasks have calls of their own.
         views: Those views, in order.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, tasks: Sequence[str] = ()) -> None:
+        self.name, self.tasks = name, list(tasks)
         self.representation = None
+        self._calls = 0
         self.views: list[Tensor] = []
         self._versions: list[int] = []
 
     @property
     def fired(self) -> bool:
-        """Whether the shared module ran."""
-        return self.representation is not None
+        """Whether the shared module ran, for every task that has a call of its own."""
+        return self._calls == max(len(self.tasks), 1)
 
     def __call__(self, module: nn.Module, args, output):
         if self.fired:
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the shared module {self.name!r} ran twice in one forward pass; its '
                 'output must be computed once per batch'
+                if not self.tasks
+                else f'MultiTaskOptimWrapper: the shared module {self.name!r} ran more than once for each of the '
+                f'{len(self.tasks)} tasks'
             )
-        self.representation = self._view(output)
-        if not self.views:
+        before = len(self.views)
+        viewed = self._view(output)
+        if self.tasks:
+            self.representation = (self.representation or {}) | {self.tasks[self._calls]: viewed}
+        else:
+            self.representation = viewed
+        self._calls += 1
+        if len(self.views) == before:
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the shared module {self.name!r} returned no floating-point tensor but '
                 f'{type(output).__name__}'
             )
-        self._versions = [view._version for view in self.views]
-        return self.representation
+        self._versions += [view._version for view in self.views[before:]]
+        return viewed
 
     def _view(self, output):
         if isinstance(output, Tensor):

@@ -49,6 +49,25 @@ def check_methods(weighting, aggregator, loss_transform, accumulative_counts: in
         )
 
 
+def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[str]:
+    """The tasks that have a call of the shared module of their own; empty where one call serves all.
+
+    A model says how it feeds its encoder by its attribute ``encoder_forward``: ``'shared'`` (as models without that
+    attribute), ``'per_task'`` (one call for the samples of each task, in the order of the tasks), or ``'concat'`` (one
+    call for the samples of all, whose rows are in its attribute ``task_slices``).
+
+    Raises:
+        ValueError: If gradients at Z are to be combined and the tasks do not share samples there.
+    """
+    mode = getattr(model, 'encoder_forward', 'shared')
+    if mode != 'shared' and aggregator is not None and aggregator.level == 'representation':
+        raise ValueError(
+            f"MultiTaskOptimWrapper: {type(aggregator).__name__} at level='representation' combines the gradients of all "
+            f"tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use level='parameter'"
+        )
+    return tasks if mode == 'per_task' else []
+
+
 def check_names(regularizers) -> None:
     """Raises ValueError for a regulariser whose diagnostics mmengine would take for losses."""
     for regularizer in regularizers:

@@ -12,7 +12,15 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmrepmtl.engine.capture import SharedCapture
-from mmrepmtl.engine.checks import DTYPES, check_methods, check_names, check_settings, find_shared, unwrap
+from mmrepmtl.engine.checks import (
+    DTYPES,
+    check_methods,
+    check_names,
+    check_own_samples,
+    check_settings,
+    find_shared,
+    unwrap,
+)
 from mmrepmtl.engine.epochs import EpochWatch
 from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, all_finite, blame
 from mmrepmtl.engine.methods import build_method
@@ -150,6 +158,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
         self._group = None
+        self._own_calls: list[str] = []
         self._pending: _Step | None = None
         self._graph: list[Tensor] = []
         self._policy = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped)
@@ -177,6 +186,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 f'has {list(prefixes)}'
             )
         self._setup_methods(prefixes)
+        self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
         device = next(inner.parameters()).device
         if num_processes() > 1 and self._group is None:
             # A group of its own: DDP's collectives during backward can never be mixed up with ours.
@@ -207,7 +217,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Places the hooks for one forward pass; ``no_sync`` where DDP is not to reduce the gradients."""
         inner = self._prepare(model)
         device = next(inner.parameters()).device.type
-        self._pending, capture = None, SharedCapture(self.shared)
+        self._pending, capture = None, SharedCapture(self.shared, self._own_calls)
         self._epochs.turn()
         if self._second_look is not None:
             self._second_look.before_forward()
@@ -226,8 +236,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 hook.remove()
         if not capture.fired:
             raise RuntimeError(
-                f'MultiTaskOptimWrapper: the hook on the shared module {self.shared!r} did not fire; the model '
-                'must call that module itself (module(x), not module.forward(x))'
+                f'MultiTaskOptimWrapper: the hook on the shared module {self.shared!r} did not fire'
+                f'{" for every task" if self._own_calls else ""}; the model must call that module itself (module(x), '
+                'not module.forward(x))'
             )
         if self._pending is None:
             raise RuntimeError(
@@ -249,7 +260,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             losses = collect(outputs, self._prefixes, self.extra_losses, self._group)
             step = _Step(capture.views, losses, [], sum(losses.losses.values()), None)
             try:
-                log = self._objective(capture, losses, step)
+                log = self._objective(capture, losses, step, getattr(model, 'task_slices', None))
             except NonFinite as error:
                 self._policy.take(error, self._inner_count)
                 log = losses.log
@@ -258,13 +269,14 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._pending = step
         return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
 
-    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: _Step) -> dict[str, Tensor]:
-        """Fills ``step``; returns what is logged."""
+    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: _Step, slices) -> dict[str, Tensor]:
+        """Fills ``step``; returns what is logged. ``slices`` are the rows of Z of tasks with samples of their own."""
         check_finite(list(losses.losses), losses.losses_T, losses.extra)
         transformed = transform_losses(losses, self.loss_transform, self._inner_count)
         step.weighted, weights_T = weigh(self.weighting, transformed, losses.labelled_T, self.should_sync())
         for regularizer in self.regularizers:
             regularizer.backward_scale = self.scale_loss(1.0)
+            regularizer.slices = slices
             regularizer.measure_gradient = self._log_due() and self._aggregation is None
         penalty, report = regularize(
             self.regularizers,

@@ -14,6 +14,8 @@ class Regularizer(nn.Module):
 
     #: Prefix of the diagnostics in the log.
     name: str = 'regularizer'
+    #: {task: its rows of Z} where one tensor holds the samples of tasks that do not share them; set before each call.
+    slices: Mapping[str, slice] | None = None
 
     def forward(self, losses: Mapping[str, Tensor], representation, *, scale: float | Tensor = 1.0,
                 advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:

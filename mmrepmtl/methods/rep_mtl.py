@@ -49,7 +49,8 @@ class RepMTL(Regularizer):
         gather_negatives: CSA contrasts with the samples of all processes, and is then equal to one process on the whole
             batch. Otherwise each process contrasts its own, and the mean over processes is taken.
         shared_samples: ``False`` where each task has samples of its own; these are paired by position.
-            ``representation`` is then {task: Z_t}, or one tensor with the ``slices`` of the tasks.
+            ``representation`` is then {task: Z_t}, or one tensor with the ``slices`` of the tasks. ``None``: as the
+            representation says.
         saliency_transform: ``'log'``: the saliency is that of log losses, whose factor 1 / loss is a constant.
             ``None``: that of the losses.
         layout: ``'NCHW'``, ``'NHWC'`` or ``'NLC'`` (tokens); B x C maps go with each of the first two.
@@ -77,9 +78,9 @@ class RepMTL(Regularizer):
     num_steps: Tensor
 
     def __init__(self, lambda_tsr: float = 0.9, lambda_csa: float = 0.9, temperature: float = 1.0,
-                 gather_negatives: bool = True, shared_samples: bool = True, saliency_transform: str | None = 'log',
-                 layout: str = 'NCHW', num_prefix_tokens: int = 0, through: str = 'all', warmup_iters: int = 0,
-                 saliency_floor: float = 0.0, interval: int = 1) -> None:
+                 gather_negatives: bool = True, shared_samples: bool | None = None,
+                 saliency_transform: str | None = 'log', layout: str = 'NCHW', num_prefix_tokens: int = 0,
+                 through: str = 'all', warmup_iters: int = 0, saliency_floor: float = 0.0, interval: int = 1) -> None:
         super().__init__()
         for argument, value, allowed in (('saliency_transform', saliency_transform, (None, 'log')),
                                          ('layout', layout, LAYOUTS),
@@ -182,7 +183,8 @@ class RepMTL(Regularizer):
         per_task = isinstance(representation, Mapping)
         if self.shared_samples and (per_task or self.slices is not None):
             raise ValueError('RepMTL: a representation per task, or slices of it, needs shared_samples=False')
-        if not self.shared_samples and per_task == (self.slices is not None):
+        own = self.shared_samples is False
+        if (own or per_task) and per_task == (self.slices is not None):
             raise ValueError('RepMTL: shared_samples=False needs the representation as {task: tensor}, or as one '
                              'tensor with the attribute slices = {task: its rows}, and not both')
         return sources_of_tasks(losses, representation)

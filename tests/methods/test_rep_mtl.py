@@ -122,6 +122,7 @@ def test_tasks_with_samples_of_their_own(net):
                             / losses[task] for task in TASKS])
     regularizer = RepMTL(shared_samples=False)
     terms = regularizer(losses, representations)
+    assert total(RepMTL()(losses, representations)) == total(terms)
     torch.testing.assert_close(terms['loss_tsr'], 0.9 * literal_tsr(expected), rtol=1e-10, atol=0)
     torch.testing.assert_close(terms['loss_csa'], 0.9 * literal_csa(expected), rtol=1e-10, atol=0)
     # One call of the encoder for all, with the rows of each.
@@ -141,7 +142,7 @@ def test_representations_that_do_not_fit():
     with pytest.raises(ValueError, match='one size'):
         RepMTL(shared_samples=False)(losses, z)
     with pytest.raises(ValueError, match='shared_samples=False'):
-        RepMTL()(losses, z)
+        RepMTL(shared_samples=True)(losses, z)
     with pytest.raises(ValueError, match='slices'):
         RepMTL(shared_samples=False)(dict(a=losses['a']), z['a'])
     with pytest.raises(ValueError, match=r"\['b'\]"):
@@ -247,7 +248,7 @@ def test_a_loss_that_does_not_depend_on_the_representation(net):
     with pytest.raises(ValueError, match="task 'c' does not depend"):
         RepMTL()(losses | dict(c=torch.ones(())), z)
     with torch.no_grad(), pytest.raises(ValueError, match='no_grad'):
-        RepMTL()(losses, z)
+        RepMTL(shared_samples=True)(losses, z)
     with pytest.raises(ValueError, match="task 'a' must be a scalar"):
         RepMTL()(losses | dict(a=z), z)
 
@@ -266,7 +267,7 @@ def test_log_needs_positive_losses(net, value):
     z, losses = net.losses(*batch())
     losses['b'] = losses['b'] - losses['b'].detach() + value
     with pytest.raises(ValueError, match="'b'"):
-        RepMTL()(losses, z)
+        RepMTL(shared_samples=True)(losses, z)
     RepMTL(saliency_transform=None)(losses, z)
 
 
