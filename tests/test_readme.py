@@ -43,6 +43,12 @@ def test_the_plain_loop_trains_and_prints_diagnostics(capsys):
     assert len(BLOCKS[2].splitlines()) <= 17
 
 
+def test_the_methods_work_without_a_trainer():
+    names = {}
+    exec(BLOCKS[3], names)
+    assert names['combined_P'].shape == (1000,) and names['weights_T'].shape == (3,) and names['scalar'].shape == ()
+
+
 @pytest.mark.parametrize('link', LINKS)
 def test_links_lead_somewhere(link):
     assert (ROOT / link).is_file()

@@ -62,8 +62,9 @@ def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[st
     mode = getattr(model, 'encoder_forward', 'shared')
     if mode != 'shared' and aggregator is not None and aggregator.level == 'representation':
         raise ValueError(
-            f"MultiTaskOptimWrapper: {type(aggregator).__name__} at level='representation' combines the gradients of all "
-            f"tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use level='parameter'"
+            f"MultiTaskOptimWrapper: {type(aggregator).__name__} at level='representation' combines the gradients of "
+            f"all tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use "
+            "level='parameter'"
         )
     return tasks if mode == 'per_task' else []
 

@@ -386,6 +386,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def _skip(self) -> None:
         """Leaves everything as it was before this window, but for the counts."""
+        self.weighting.drop_window()
         if self._aggregation is not None:
             self._aggregation.drop()
         if self._second_look is not None:

@@ -14,6 +14,8 @@ SETTINGS = {
     'pcgrad': dict(aggregator=dict(type='PCGrad')),
     'pcgrad-z': dict(aggregator=dict(type='PCGrad', level='representation')),
     'uw': dict(weighting=dict(type='UncertaintyWeighting')),
+    'dwa': dict(weighting=dict(type='DWA', interval=1)),
+    'famo': dict(weighting=dict(type='FAMO')),
 }
 
 
@@ -62,10 +64,10 @@ def state_of(model, wrapper):
     """Everything that the next step depends on."""
     weights = [p.detach().clone() for p in model.parameters()]
     optimizer = [v.clone() for s in wrapper.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    method = [v.clone() for v in wrapper.weighting.state_dict().values()]
+    method = list(wrapper.weighting.state_dict().values())
     if wrapper.aggregator is not None:
-        method += [v.clone() for v in wrapper.aggregator.state_dict().values()]
-    return weights + optimizer + method
+        method += wrapper.aggregator.state_dict().values()
+    return weights + optimizer + [v.nan_to_num().clone() for v in method if torch.is_tensor(v)]
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])

@@ -1,60 +1,256 @@
 """Every registered gradient aggregator, by its properties."""
 
+import io
+
 import pytest
 import torch
 
 import mmrepmtl.engine  # noqa: F401  fills the registries
-from mmrepmtl.methods.aggregation import PCGrad
+from mmrepmtl.methods.aggregation import GramianAggregator, PCGrad
 from mmrepmtl.registry import AGGREGATORS
 from tests.engine import reference
 
 NAMES = sorted(AGGREGATORS.module_dict)
+
+#: One task or layer is treated apart from the others by definition.
+ANCHORED = {'MTAdam', 'MetaBalance'}
+
+#: By which power of a common factor of all gradients the result is multiplied; 1 where not named. An update is in units
+#: of the learning rate; alpha is 2 for FairGrad.
+POWERS = {'MTAdam': 0, 'FairGrad': -1 / 3}
+
+#: Clipping is no part of what is tested here.
+SETTINGS = {'NashMTL': dict(max_norm=None), 'FairGrad': dict(max_norm=None)}
+
+
+def create(name, num_tasks=3, **settings):
+    aggregator = AGGREGATORS.build(dict(type=name, **(SETTINGS.get(name, {}) | settings)))
+    aggregator.setup(num_tasks)
+    return aggregator
+
+
+def is_random(aggregator) -> bool:
+    return hasattr(aggregator, 'generator') or hasattr(aggregator, '_generator')
 
 
 def gradients(num_tasks=3, size=7, seed=0):
     return torch.randn(num_tasks, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def combine(name, grads):
-    aggregator = AGGREGATORS.build(dict(type=name))
-    aggregator.setup(len(grads))
-    return aggregator(grads, torch.ones(len(grads), dtype=grads.dtype))
+def losses_of(num_tasks=3, seed=0):
+    drawn = torch.rand(num_tasks, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 0.5 + drawn
+
+
+def feed(aggregator, seed=0, num_tasks=3, size=7, scale=1.0, dtype=torch.float64):
+    """Gradients as the method wants them: of one batch, (T, P), or of several independent ones, (N, T, P)."""
+    drawn = [gradients(num_tasks, size, seed + 100 * i) for i in range(aggregator.num_batches)]
+    rows = torch.stack(drawn) if len(drawn) > 1 else drawn[0]
+    return (rows * scale).to(dtype)
+
+
+def last(rows):
+    """The gradients that make the step."""
+    return rows[-1] if rows.dim() == 3 else rows
+
+
+def run(aggregator, steps=4, **kwargs):
+    """The results of some steps on changing gradients."""
+    num_tasks = kwargs.get('num_tasks', 3)
+    return [aggregator(feed(aggregator, seed, **kwargs), losses_of(num_tasks, seed)) for seed in range(steps)]
+
+
+def state_of_tasks(aggregator):
+    """Copies of the buffers that hold one entry or row for each task; shape suffixes say which."""
+    named = {name: name.rsplit('_', 1)[-1] for name, _ in aggregator.named_buffers()}
+    return {name: getattr(aggregator, name).clone() for name, suffix in named.items() if suffix.startswith('T')}
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_one_task_is_plain_training(name):
-    grads = gradients(1)
-    assert torch.allclose(combine(name, grads)[0], grads[0])
+    aggregator = create(name, 1)
+    rows = feed(aggregator, num_tasks=1)
+    combined, weights = aggregator(rows, torch.ones(1, dtype=torch.float64))
+    if aggregator.returns == 'gradient':
+        assert torch.allclose(combined, last(rows)[0])
+    else:  # an optimizer, with the direction of the gradient
+        assert torch.equal(combined.sign(), rows[0].sign())
+    assert weights is None or torch.allclose(weights, torch.ones(1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_zero_gradients_stay_finite(name):
-    for grads in (torch.zeros(3, 7, dtype=torch.float64), gradients() * torch.tensor([[1.0], [0.0], [1.0]])):
-        combined, weights = combine(name, grads)
-        assert torch.isfinite(combined).all() and torch.isfinite(weights).all()
-        assert (combined == 0).all() == (grads == 0).all()
+def test_a_task_without_gradient_is_as_if_it_did_not_exist(name):
+    """For the result, for the others' weights, and for its own state."""
+    aggregator, other = create(name, 3), create(name, 2)
+    present, losses = torch.tensor([0, 2]), losses_of()
+    rows = feed(aggregator)
+    rows[..., 1, :] = 0
+    combined, weights = aggregator(rows, losses)
+    want, want_weights = other(rows[..., present, :], losses[present])
+    assert torch.allclose(combined, want, rtol=1e-9)
+    if weights is not None:
+        assert torch.allclose(weights[present], want_weights, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_task_without_gradient_keeps_its_state(name):
+    aggregator = create(name)
+    run(aggregator)
+    before = state_of_tasks(aggregator)
+    rows = feed(aggregator, seed=9)
+    rows[..., 1, :] = 0
+    combined, _ = aggregator(rows, losses_of())
+    after = state_of_tasks(aggregator)
+    assert torch.isfinite(combined).all()
+    for key in before:
+        assert torch.equal(before[key][1], after[key][1]), key
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_zero_gradients_give_zero(name):
+    aggregator = create(name)
+    run(aggregator)
+    before = state_of_tasks(aggregator)
+    combined, weights = aggregator(feed(aggregator) * 0, torch.zeros(3, dtype=torch.float64))
+    assert (combined == 0).all() and (weights is None or torch.isfinite(weights).all())
+    after = state_of_tasks(aggregator)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.isfinite(result[0]).all() for result in run(aggregator))
 
 
 @pytest.mark.parametrize('scale', [1e-6, 1e6])
 @pytest.mark.parametrize('name', NAMES)
 def test_scaling_all_gradients_scales_the_result(name, scale):
-    grads = gradients()
-    assert torch.allclose(combine(name, grads * scale)[0], combine(name, grads)[0] * scale, rtol=1e-9)
+    power = POWERS.get(name, 1)
+    for plain, scaled in zip(run(create(name)), run(create(name), scale=scale), strict=True):
+        assert torch.allclose(scaled[0], plain[0] * scale**power, rtol=1e-7, atol=1e-9 * scale**power)
+
+
+@pytest.mark.parametrize('order', [(1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in ANCHORED])
+def test_tasks_may_be_permuted(name, order):
+    first, second = create(name), create(name)
+    if is_random(first) and first.has_weights:
+        pytest.skip('visits the tasks in random order; two tasks are tested below')
+    for seed in range(4):
+        rows, losses = feed(first, seed), losses_of(seed=seed)
+        combined, weights = first(rows, losses)
+        permuted, permuted_weights = second(rows[..., list(order), :], losses[list(order)])
+        assert torch.allclose(combined, permuted, rtol=1e-7, atol=1e-9)
+        assert weights is None or torch.allclose(weights[list(order)], permuted_weights, rtol=1e-7)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name not in ANCHORED])
+def test_two_tasks_may_be_swapped(name):
+    first, second = create(name, 2), create(name, 2)
+    for seed in range(4):
+        rows, losses = feed(first, seed, num_tasks=2), losses_of(2, seed)
+        combined, weights = first(rows, losses)
+        swapped, swapped_weights = second(rows.flip(-2), losses.flip(0))
+        assert torch.allclose(combined, swapped, rtol=1e-7, atol=1e-9)
+        assert weights is None or torch.allclose(weights, swapped_weights.flip(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('scale', [1e-8, 1e8])
+@pytest.mark.parametrize('name', NAMES)
+def test_extreme_norms_stay_finite(name, scale, dtype):
+    """All gradients of norm 1e-8 or 1e8, and tasks 1e4 apart."""
+    for factors in ([1.0, 1.0, 1.0], [1.0, 1e-4, 1e-2]):
+        factors = scale * torch.tensor(factors, dtype=torch.float64)[:, None]
+        for combined, weights in run(create(name), scale=factors, dtype=dtype):
+            assert combined.dtype == dtype and torch.isfinite(combined).all() and (combined != 0).any()
+            assert weights is None or torch.isfinite(weights).all()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_weights_are_those_that_are_applied(name):
-    grads = gradients()
-    combined, weights = combine(name, grads)
-    assert torch.allclose(weights @ grads, combined)
+    aggregator = create(name)
+    for seed in range(4):
+        rows = feed(aggregator, seed)
+        combined, weights = aggregator(rows, losses_of(seed=seed))
+        assert (weights is not None) == aggregator.has_weights
+        if weights is not None:
+            assert weights.shape == (3,) and torch.allclose(weights @ last(rows), combined)
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_two_tasks_may_be_swapped(name):
-    grads = torch.tensor([[1.0, 0.2], [-1.0, 0.5]], dtype=torch.float64)
-    combined, weights = combine(name, grads)
-    swapped, swapped_weights = combine(name, grads.flip(0))
-    assert torch.allclose(combined, swapped) and torch.allclose(weights, swapped_weights.flip(0))
+def test_a_saved_state_continues_bit_for_bit(name):
+    first = create(name)
+    run(first)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = create(name)
+    if is_random(second):
+        second(feed(second), losses_of())  # its own random state moves on
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    for one, other in zip(run(first), run(second), strict=True):
+        assert torch.equal(one[0], other[0]) and (one[1] is None or torch.equal(one[1], other[1]))
+    states = first.state_dict(), second.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_equal_methods_give_equal_results(name):
+    for one, other in zip(run(create(name)), run(create(name)), strict=True):
+        assert torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_setup_changes_nothing_once_there_is_state(name):
+    aggregator, other = create(name), create(name)
+    run(aggregator)
+    run(other)
+    aggregator.setup(3)
+    for one, two in zip(run(aggregator), run(other), strict=True):
+        assert torch.equal(one[0], two[0])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_levels_and_heads_are_as_declared(name):
+    kind = AGGREGATORS.get(name)
+    for level in ('parameter', 'representation'):
+        if level in kind.levels:
+            assert create(name, level=level).level == level
+        else:
+            with pytest.raises(ValueError, match=name):
+                create(name, level=level)
+    if not kind.has_weights:
+        with pytest.raises(ValueError, match=name):
+            create(name, weight_heads=True)
+        return
+    for weight_heads in (True, False):
+        aggregator = create(name, weight_heads=weight_heads)
+        weights = run(aggregator, steps=1)[0][1]
+        found = aggregator.head_weights(weights, losses_of())
+        assert (found is None) != weight_heads and (found is None or torch.allclose(found, weights))
+    assert create(name).weight_heads == kind.weights_heads_by_default
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if issubclass(AGGREGATORS.get(n), GramianAggregator)])
+def test_the_gramian_is_all_that_is_needed(name):
+    """Gradients of the same inner products, in fewer dimensions, get the same weights."""
+    aggregator, other = create(name), create(name)
+    for seed in range(4):
+        rows = feed(aggregator, seed)
+        turned = torch.linalg.qr(rows.T).R.T
+        assert turned.shape == (3, 3)
+        for found, want in zip(
+            other(turned, losses_of(seed=seed))[1], aggregator(rows, losses_of(seed=seed))[1], strict=True
+        ):
+            assert found == pytest.approx(float(want), rel=1e-8)
+
+
+def test_not_finite_gradients_are_no_absent_ones():
+    bad = gradients()
+    bad[1, 2] = float('nan')
+    for name in NAMES:
+        aggregator = create(name)
+        if isinstance(aggregator, GramianAggregator) and name != 'PCGrad':
+            with pytest.raises(ValueError, match='not finite'):
+                aggregator(bad, losses_of())
 
 
 def test_pcgrad_equals_the_algorithm_on_full_gradients():

@@ -41,8 +41,8 @@ class Aggregator(nn.Module):
     #: How many independent batches one step needs; with more than one, ``gradients`` is (num_batches, T, P).
     num_batches: int = 1
 
-    #: ``'update'``: the result is the finished step of the shared parameters in units of the learning rate (the method is
-    #: an optimizer), which must not pass through the run's optimizer again.
+    #: ``'update'``: the result is the finished step of the shared parameters in units of the learning rate (the method
+    #: is an optimizer), which must not pass through the run's optimizer again.
     returns: Literal['gradient', 'update'] = 'gradient'
 
     def __init__(

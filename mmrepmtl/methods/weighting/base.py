@@ -7,8 +7,8 @@ class Weighting(nn.Module):
     """Base of loss weightings: T task losses become the one scalar that is minimised.
 
     A weighting sees the *global* losses (the mean over ranks), so that its state and its learned weights stay equal on
-    all ranks. ``d scalar / d losses_T`` are the weights that it applies. What it needs of the trainer it declares in the
-    class attributes below; the trainer asks and knows no method by name.
+    all ranks. ``d scalar / d losses_T`` are the weights that it applies. What it needs of the trainer it declares in
+    the class attributes below; the trainer asks and knows no method by name.
 
     Learned weights are ``nn.Parameter``; where the number of tasks is not known at construction they start as
     ``UninitializedParameter`` and :meth:`setup` materialises them. Everything that a resumed run needs is in
@@ -19,8 +19,8 @@ class Weighting(nn.Module):
     #: ``'any'``: works on losses as well as on log losses.
     loss_transform: Literal['any', 'own'] = 'any'
 
-    #: Whether :meth:`after_step` is to be called with the losses of the same batch after the optimizer step, which costs
-    #: one more forward pass.
+    #: Whether :meth:`after_step` is to be called with the losses of the same batch after the optimizer step, which
+    #: costs one more forward pass.
     second_look: bool = False
 
     #: Whether :meth:`end_epoch` is to be called between epochs.
@@ -57,6 +57,9 @@ class Weighting(nn.Module):
             labelled_T: As in :meth:`forward`.
         """
         raise NotImplementedError
+
+    def drop_window(self) -> None:
+        """Forgets the micro-batches since the last step: theirs is skipped, because something was not finite."""
 
     def end_epoch(self) -> None:
         """Ends an epoch; only where :attr:`per_epoch` asks for it."""

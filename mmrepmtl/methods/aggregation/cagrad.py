@@ -1,0 +1,116 @@
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import (
+    ROUNDING,
+    cosines_and_norms,
+    min_norm_weights,
+    nonnegative_qp,
+    on_present_tasks,
+    project_on_dual_cone,
+)
+
+
+class CAGrad(GramianAggregator):
+    """CAGrad: near the mean gradient, the direction that most improves the task that it improves least.
+
+    ``d = argmax_d min_t <g_t, d>`` subject to ``|d - g_0| <= c |g_0|``, g_0 the mean gradient. Source: Liu et al.,
+    "Conflict-Averse Gradient Descent for Multi-task Learning", NeurIPS 2021, Eq. 4. Its dual, ``min_w g_w^T g_0 + c
+    |g_0| |g_w|`` over the simplex, is what public code hands to a general solver with absolute tolerances. Here: for a
+    value v of the inner maximum, the nearest d to g_0 with ``<g_t, d> >= v`` is a quadratic program; v is the root of
+    its distance, in closed form once the tasks that bind are known. The result is ``g_0 + sum_t u_t g_t, u >= 0``.
+
+    Scale: d is multiplied by T "to match the sum loss" and, with ``rescale``, divided by ``1 + c^2``, as in the code of
+    the paper's experiments (``torchjd`` and Algorithm 1 of the paper do neither, LibMTL only the latter). Parallel
+    gradients therefore give ``(1 + c) / (1 + c^2)`` times their sum. Heads are unweighted.
+
+    Where zero is a convex combination of the gradients (the point is Pareto-stationary) the maximum may be reached by
+    several d; the nearest one to g_0 is taken. Tasks without a gradient are left out, also of T and of the mean; a
+    task that is the only one has weight 1. Combined once per accumulation window at parameter level, per micro-batch
+    at representation level.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        c: Radius relative to the mean gradient; 0 is equal weighting, the paper has [0, 1) and 0.4 on NYUv2.
+        rescale: Whether to divide by ``1 + c^2``.
+
+    Raises:
+        ValueError: For a negative c.
+    """
+
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        c: float = 0.4,
+        rescale: bool = True,
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if not c >= 0:
+            raise ValueError(f'CAGrad: c must be at least 0, got {c}')
+        self.c, self.rescale = c, rescale
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the weights (T,), at least ``1 / (1 + c^2)`` each."""
+        del losses_T
+        return on_present_tasks(self._solve, gramian_TT)
+
+    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
+        del losses_P
+        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
+        norms_P = norms_P / norms_P.max()
+        mean_P = norms_P / len(norms_P)  # g_0 in unit gradients
+        added_P = _worst_case_shift(cosines_PP, norms_P, mean_P, self.c)
+        weights_P = 1 + len(norms_P) * added_P / norms_P
+        return weights_P / (1 + self.c**2) if self.rescale else weights_P
+
+
+def _worst_case_shift(cosines_PP: Tensor, norms_P: Tensor, mean_P: Tensor, c: float) -> Tensor:
+    """The coefficients (P,) of the unit gradients in d - g_0; lengths in units of the largest gradient."""
+    products_P = cosines_PP @ mean_P  # of the unit gradients with g_0
+    square = float(mean_P @ products_P)
+    if c == 0 or square <= ROUNDING**2:
+        return torch.zeros_like(mean_P)
+    radius = c * square**0.5
+    # Between the worst task's <g_t, d> at g_0 itself and what a step towards one task alone could give that task.
+    low = float((norms_P * products_P).min())
+    high = float((norms_P * (products_P + radius)).min())
+    if min_norm_weights(cosines_PP)[1]:
+        high = min(high, 0.0)
+        shift_P = project_on_dual_cone(cosines_PP, mean_P) - mean_P
+        if high == 0 and float(shift_P @ cosines_PP @ shift_P) <= radius**2:
+            return shift_P
+    value, settled, inside_P = high, None, torch.zeros_like(mean_P)
+    for iteration in range(300):
+        shift_P = nonnegative_qp(cosines_PP, value / norms_P - products_P)
+        if shift_P is None:  # by rounding: the tasks cannot all gain as much
+            high, settled = value, None
+        else:
+            support_P = shift_P > 0
+            excess = float(shift_P @ cosines_PP @ shift_P) - radius**2
+            same = settled is not None and torch.equal(support_P, settled)
+            if same or abs(excess) <= ROUNDING * radius**2:
+                return shift_P
+            low, high = (low, value) if excess > 0 else (value, high)
+            inside_P = inside_P if excess > 0 else shift_P
+            settled = support_P
+            value = _value_at_radius(cosines_PP, norms_P, products_P, support_P, radius)
+        if iteration % 3 == 2 or settled is None or not low < value < high:
+            value, settled = (low + high) / 2, None
+        if not low < value < high:  # no number is left between them
+            break
+    return inside_P
+
+
+def _value_at_radius(cosines_PP, norms_P, products_P, support_P: Tensor, radius: float) -> float:
+    """Where the nearest d with <g_t, d> = v, for the tasks of a support, has the given distance from g_0."""
+    if not support_P.any():
+        return -torch.inf
+    right_P2 = torch.stack([1 / norms_P[support_P], products_P[support_P]], 1)
+    gram_22 = right_P2.T @ torch.linalg.solve(cosines_PP[support_P][:, support_P], right_P2)
+    a, b, d = float(gram_22[0, 0]), float(gram_22[0, 1]), float(gram_22[1, 1]) - radius**2
+    return (b + max(b * b - a * d, 0.0) ** 0.5) / a

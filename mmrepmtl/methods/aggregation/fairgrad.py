@@ -1,0 +1,69 @@
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, on_present_tasks
+
+
+class FairGrad(GramianAggregator):
+    """FairGrad: the alpha-fair share of the improvement among the tasks.
+
+    Weights ``w > 0`` with ``G w = w^(-1 / alpha)``, G the Gramian; alpha = 1 is proportional fairness (Nash-MTL on the
+    Gramian as it is), large alpha approaches max-min fairness. Source: Ban and Ji, "Fair Resource Allocation in
+    Multi-Task Learning", ICML 2024, Eq. 4. Solved by Newton's method on gradients of unit norm.
+
+    Scale: as the paper's equation fixes it. Multiplying all losses by s multiplies the result by
+    ``s^((1 - alpha) / (1 + alpha))``, so for alpha > 1 the smaller the gradients the longer the step; ``max_norm`` then
+    bounds it, as in the paper's code (which also multiplies by T; the paper and LibMTL do not, and neither do we). A
+    task that is the only one is not combined: weight 1, no clipping. Heads are unweighted (paper's code; LibMTL weighs
+    the losses).
+
+    Where zero is a convex combination of the gradients (the point is Pareto-stationary) there is no solution: the
+    result and the weights are zero. Tasks without a gradient are left out. Combined once per accumulation window at
+    parameter level, per micro-batch at representation level.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        alpha: In [0.5, 20]; 2 is the paper's code for QM9 (its class has 1, which is Nash-MTL).
+        max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include
+            the clipping.
+
+    Raises:
+        ValueError: If alpha is out of range or max_norm is not positive.
+    """
+
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        alpha: float = 2.0,
+        max_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if not 0.5 <= alpha <= 20:
+            raise ValueError(
+                f'FairGrad: alpha must be in [0.5, 20], got {alpha}; below it is almost equal weighting, above MGDA'
+            )
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f'FairGrad: max_norm must be positive or None, got {max_norm}')
+        self.alpha, self.max_norm = alpha, max_norm
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the weights (T,), positive or all 0."""
+        del losses_T
+        return on_present_tasks(self._solve, gramian_TT)
+
+    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
+        del losses_P
+        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
+        scale = norms_P.max()
+        relative_P = norms_P / scale
+        # With b_t = |g_t| w_t the equation reads C b = |g|^(1 / alpha - 1) b^(-1 / alpha).
+        b_P = fair_coefficients(cosines_PP, relative_P ** (1 / self.alpha - 1), self.alpha)
+        if b_P is None:
+            return torch.zeros_like(norms_P)
+        weights_P = b_P / relative_P * scale ** (-2 * self.alpha / (1 + self.alpha))
+        return clip_to_norm(weights_P, gramian_PP, self.max_norm)

@@ -1,0 +1,104 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import ROUNDING, cosines_and_norms, present_tasks
+
+#: Targets of the cosine are reached up to here: a gradient cannot be made parallel to another by adding to it.
+_LARGEST_TARGET = 1 - 1e-6
+
+
+class GradVac(GramianAggregator):
+    """Gradient Vaccine: raises the cosine of each pair of task gradients to its moving average.
+
+    For each task i, over the others j in random order: with the cosine c of the (already changed) g_i' and g_j, and the
+    target c* that is the moving average of c, if ``c < c*``
+
+        g_i' += |g_i'| (c* sqrt(1 - c^2) - c sqrt(1 - c*^2)) / (|g_j| sqrt(1 - c*^2)) g_j,
+
+    after which the cosine is c*; then ``c* <- (1 - beta) c* + beta c``. The g_i' are summed. Source: Wang et al.,
+    "Gradient Vaccine", ICLR 2021, Eq. 2-4 and Algorithm 1. With targets of 0 it is PCGrad. Computed in coefficients of
+    the original gradients, so only the Gramian is needed; the cosines are of whole gradients (the paper's
+    "whole model" granularity), and a level of Z is not treated apart.
+
+    The average is updated for every pair, as in the paper; LibMTL updates it only where ``c < c*``, so that it can only
+    fall from its start at 0. Scale: the sum. Heads are unweighted. A task without a gradient changes nothing, weight
+    and averages included; where g_i' is cancelled to nothing its pairs are passed over. Combined once per accumulation
+    window at parameter level, per micro-batch at representation level.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        beta: Rate of the moving averages, in [0, 1]; LibMTL and ``torchjd`` have 0.5.
+        seed: Of the random orders; the same on all ranks.
+
+    Raises:
+        ValueError: For a ``beta`` outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        beta: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if not 0 <= beta <= 1:
+            raise ValueError(f'GradVac: beta must be in [0, 1], got {beta}')
+        self.beta = beta
+        self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer('targets_TT', None)
+
+    def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
+        """Makes the moving averages, at first 0."""
+        if self.targets_TT is None:
+            self.targets_TT = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the coefficients (T,) of the original gradients in the sum of the changed ones."""
+        del losses_T
+        self.setup(len(gramian_TT))
+        num_tasks, present_T = len(gramian_TT), present_tasks(gramian_TT)
+        orders = [torch.randperm(num_tasks, generator=self.generator).tolist() for _ in range(num_tasks)]
+        present = present_T.nonzero().flatten().tolist()
+        weights_T = torch.zeros_like(gramian_TT[0])
+        if not present:
+            return weights_T
+        cosines_PP, norms_P = cosines_and_norms(gramian_TT[present][:, present])
+        targets_TT = self.targets_TT.cpu().clone()
+        position = {task: p for p, task in enumerate(present)}
+        for task in present:
+            order = [position[j] for j in orders[task] if j != task and j in position]
+            targets_P = targets_TT[task, present]
+            changed_P = self._vaccinate(position[task], order, cosines_PP, targets_P)
+            targets_TT[task, present] = targets_P
+            weights_T[present] += changed_P * norms_P[position[task]] / norms_P
+        self.targets_TT.copy_(targets_TT)
+        return weights_T
+
+    def _vaccinate(self, i: int, order: list[int], cosines_PP: Tensor, targets_P: Tensor) -> Tensor:
+        """The coefficients (P,) of the unit gradients in g_i' over the norm of g_i; updates ``targets_P``."""
+        changed_P = torch.zeros_like(targets_P)
+        changed_P[i] = 1.0
+        for j in order:
+            square = float(changed_P @ cosines_PP @ changed_P)
+            if square <= ROUNDING:
+                break
+            norm, target = square**0.5, min(float(targets_P[j]), _LARGEST_TARGET)
+            cosine = min(max(float(cosines_PP[j] @ changed_P) / norm, -1.0), 1.0)
+            if cosine < target:
+                changed_P[j] += norm * (target * ((1 - cosine**2) / (1 - target**2)) ** 0.5 - cosine)
+            targets_P[j] += self.beta * (cosine - targets_P[j])
+        return changed_P
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the random orders, for ``state_dict()``."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restores what :meth:`get_extra_state` returned."""
+        self.generator.set_state(state.cpu())

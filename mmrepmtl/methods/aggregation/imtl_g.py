@@ -1,0 +1,44 @@
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import ROUNDING, cosines_and_norms, on_present_tasks, pseudo_solve
+
+
+class IMTLG(GramianAggregator):
+    """IMTL-G: the combination whose projections onto all task gradients are equal.
+
+    ``<d, g_t / |g_t|>`` is the same for every t, for ``d = sum_t w_t g_t`` with ``sum_t w_t = 1``. Source: Liu et al.,
+    "Towards Impartial Multi-task Learning", ICLR 2021, Eq. 4-7, whose closed form is ``w_t = z_t / |g_t|`` over its
+    sum, with ``C z = 1`` and C the cosines. Two tasks always get weights in inverse proportion to their norms.
+
+    Scale: the weights sum to 1 (paper). Heads are unweighted (paper, Algorithm 1; the code of Nash-MTL's experiments
+    weighs the losses). Weights may be negative. From three tasks on, with very unequal norms, the sum may be too, and
+    the closed form then points uphill for every task: its sign is dropped. Linearly dependent gradients: the limit of
+    independent ones where all projections can be equal (parallel gradients: weights as for two tasks), and zero
+    with zero weights where that is only true of the zero vector (opposed gradients, more tasks than dimensions).
+    ``torchjd`` uses the pseudo-inverse of the Gramian, which for parallel gradients is not that limit.
+
+    Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
+    at representation level (the paper's).
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+    """
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the weights (T,), of sum 1 or all 0."""
+        del losses_T
+        return on_present_tasks(self._solve, gramian_TT)
+
+    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
+        del losses_P
+        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
+        ones_P = torch.ones_like(norms_P)
+        z_P = pseudo_solve(cosines_PP, ones_P)
+        weights_P = z_P * (norms_P.min() / norms_P)
+        solvable = (cosines_PP @ z_P - ones_P).abs().max() < ROUNDING**0.5
+        if not solvable or weights_P.sum().abs() <= ROUNDING * weights_P.abs().sum():
+            return torch.zeros_like(weights_P)
+        return weights_P / weights_P.sum().abs()

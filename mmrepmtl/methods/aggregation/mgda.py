@@ -1,0 +1,63 @@
+from typing import Literal
+
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import min_norm_weights, on_present_tasks
+
+
+class MGDA(GramianAggregator):
+    """The gradient of least norm in the convex hull of the task gradients: no task gets worse (to first order).
+
+    Minimises ``|sum_t w_t g_t|^2`` over ``w_t >= 0, sum_t w_t = 1``. Source: Desideri, 2012; Sener and Koltun,
+    "Multi-Task Learning as Multi-Objective Optimization", NeurIPS 2018, Eq. 3 and, at representation level, MGDA-UB.
+    Solved exactly, not by Frank-Wolfe.
+
+    Scale: the weights sum to 1, as in the paper (Nash-MTL's experiments multiply by T), so that the step is at most
+    that of the shortest gradient. Heads are unweighted (paper, Algorithm 2; its code weighs the losses). With
+    ``normalization`` the weights are those of the gradients divided by a number of each task, and are applied to the
+    gradients as they are, as in the paper's code (LibMTL combines the divided ones).
+
+    Where a convex combination is zero the result is zero: the point is Pareto-stationary. Then, and with equal
+    gradients, the weights are not unique and the combination is. Tasks without a gradient are left out. Combined once
+    per accumulation window at parameter level, per micro-batch at representation level.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        normalization: What the gradients are divided by: ``'none'`` (paper), their norm (``'l2'``), the loss
+            (``'loss'``) or both (``'loss+'``).
+
+    Raises:
+        ValueError: For an unknown normalization, or a loss that is not positive where it is divided by.
+    """
+
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        normalization: Literal['none', 'l2', 'loss', 'loss+'] = 'none',
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if normalization not in ('none', 'l2', 'loss', 'loss+'):
+            raise ValueError(f"MGDA: normalization must be 'none', 'l2', 'loss' or 'loss+', got {normalization!r}")
+        self.normalization = normalization
+        if normalization in ('loss', 'loss+'):
+            self.loss_transform = 'own'
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the weights (T,), at least 0 and of sum 1."""
+        return on_present_tasks(self._solve, gramian_TT, losses_T)
+
+    def _solve(self, gramian_PP: Tensor, losses_P: Tensor) -> Tensor:
+        divisors_P = gramian_PP.new_ones(len(gramian_PP))
+        if self.normalization in ('l2', 'loss+'):
+            divisors_P = divisors_P * gramian_PP.diagonal().sqrt()
+        if self.normalization in ('loss', 'loss+'):
+            if not (losses_P > 0).all():
+                raise ValueError(
+                    f'MGDA: normalization={self.normalization!r} divides by the losses, which must be positive, got '
+                    f"{losses_P.tolist()}; use normalization='l2'"
+                )
+            divisors_P = divisors_P * losses_P.to(divisors_P)
+        return min_norm_weights(gramian_PP / divisors_P / divisors_P[:, None])[0]

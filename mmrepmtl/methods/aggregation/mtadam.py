@@ -1,0 +1,124 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .state import LayerwiseAggregator, check_fractions, labelled_tasks, layer_norms, pieces
+
+
+class MTAdam(LayerwiseAggregator):
+    """Adam with moments per task, of gradients that are brought to the first task's norm in each layer (MTAdam).
+
+    Source: Malkiel and Wolf, "MTAdam: Automatic Balancing of Multiple Training Loss Terms", EMNLP 2021. With the moving
+    norms ``n`` (decay beta3, from the first norm on) of each task in each layer, and Adam's bias corrections,
+
+        b_t = g_t n_anchor / n_t,   m_t, v_t = Adam's moments of b_t,   update = sum_t m_t / (max_s sqrt(v_s) + eps)
+
+    The largest second moment of all tasks divides every task, as in the paper and its code. The result is a finished
+    step in units of the learning rate: it is subtracted as it is and does not pass through Adam again; heads keep the
+    run's optimizer. For one task this is Adam (without weight decay).
+
+    The anchor of a layer is the first task that has had a gradient there. Moments are kept in units of the layer's
+    first anchor gradient (its root mean square), and ``eps`` is relative to that: losses of 1e-6 and of 1e6 train
+    alike, and a float32 square cannot vanish. Where an earlier task appears later, and takes the anchor over, the
+    unit follows.
+
+    A gradient that belongs to no task (of penalties) joins the balanced gradient of the first task of the batch,
+    which has the anchor's scale: its strength relative to the anchor's loss is the one that was asked for. It is no
+    part of ``n``.
+
+    An unlabelled task keeps moments, norms and count, adds nothing to the update and is no part of the maximum; a step
+    without any labelled task is none, whatever the penalties say. A gradient of exactly zero in one layer of a labelled
+    task leaves its norm there as it is.
+
+    Only at parameter level: the moments belong to parameters.
+
+    Args:
+        betas: Decay of the first moments, the second moments and the norms.
+        eps: Added to the root of the second moment, relative to the size of the anchor's first gradient; above 0.
+        level: As in :class:`Aggregator`.
+        weight_heads: As in :class:`Aggregator`; an update has no weights, so True is refused.
+
+    Raises:
+        ValueError: For arguments out of range, tasks or layers that changed.
+    """
+
+    levels = ('parameter',)
+    has_weights = False
+    returns = 'update'
+
+    def __init__(
+        self,
+        betas: Sequence[float] = (0.9, 0.999, 0.9),
+        eps: float = 1e-8,
+        level: Literal['parameter'] = 'parameter',
+        weight_heads: bool | None = None,
+    ) -> None:
+        names = ('first_TP', 'second_TP', 'counts_T', 'norms_TL', 'anchor_L', 'unit_L')
+        super().__init__(names, level, weight_heads)
+        if len(betas) != 3:
+            raise ValueError(f'MTAdam: betas must be three numbers, got {tuple(betas)}')
+        check_fractions('MTAdam', beta1=betas[0], beta2=betas[1], beta3=betas[2])
+        if not eps > 0:
+            raise ValueError(f'MTAdam: eps must be positive, got {eps}')
+        self.betas, self.eps = tuple(betas), eps
+
+    @torch.no_grad()
+    def forward(self, gradients_TP: Tensor, losses_T: Tensor, extra_P: Tensor | None = None) -> tuple[Tensor, None]:
+        """Combines the gradients into a finished step.
+
+        Args:
+            gradients_TP: One row per task, (T, P).
+            losses_T: Not used.
+            extra_P: The gradient that belongs to no task, (P,).
+
+        Returns:
+            What is to be subtracted from the shared parameters, divided by the learning rate, (P,), and None.
+        """
+        del losses_T
+        norms_TL = layer_norms(gradients_TP, self.layers(gradients_TP))
+        shape, device = gradients_TP.shape, gradients_TP.device
+        for name in ('first_TP', 'second_TP'):
+            self.state(name, shape, device, gradients_TP.dtype)
+        counts_T = self.state('counts_T', shape[:1], device, torch.int64)
+        factors_TL = self._balance(norms_TL)
+        per_unit_L = torch.where(self.unit_L > 0, 1 / self.unit_L, 0.0)
+        here = labelled_tasks(norms_TL.sum(1))
+        counts_T[here] += 1
+        counts = counts_T.tolist()
+        update_P = torch.zeros_like(gradients_TP[0])
+        for piece in pieces(shape[1]) if here else ():
+            layer_C = self.layer_of(piece)
+            total_C = largest_C = 0.0
+            for t in here:
+                balanced_C = gradients_TP[t, piece] * factors_TL[t, layer_C]
+                if extra_P is not None and t == here[0]:
+                    balanced_C += extra_P[piece] * per_unit_L[layer_C]
+                first_C, second_C = self._moments(t, piece, balanced_C.to(gradients_TP.dtype), counts[t])
+                total_C = total_C + first_C
+                largest_C = second_C.sqrt_().clamp_(min=largest_C)
+            update_P[piece] = total_C / (largest_C + self.eps)
+        return update_P, None
+
+    def _balance(self, norms_TL: Tensor) -> Tensor:
+        """Moves norms, anchors and units on; returns each task's factor ``n_anchor / n_t / unit``, 0 without a norm."""
+        moving_TL = self.state('norms_TL', norms_TL.shape, norms_TL.device)
+        anchor_L = self.state('anchor_L', norms_TL.shape[1:], norms_TL.device, torch.int64)
+        unit_L = self.state('unit_L', norms_TL.shape[1:], norms_TL.device)
+        average_TL = torch.where(moving_TL > 0, moving_TL.lerp(norms_TL, 1 - self.betas[2]), norms_TL)
+        moving_TL.copy_(torch.where(norms_TL > 0, average_TL, moving_TL))
+        before_L = moving_TL.gather(0, anchor_L[None])[0]
+        anchor_L.copy_((moving_TL > 0).int().argmax(0))
+        now_L = moving_TL.gather(0, anchor_L[None])[0]
+        sizes_L = self.ends_L.diff(prepend=self.ends_L.new_zeros(1))
+        unit_L.copy_(torch.where(unit_L > 0, unit_L * (now_L / before_L), now_L / sizes_L.double().sqrt()))
+        return torch.where(moving_TL > 0, now_L / moving_TL / unit_L, 0.0)
+
+    def _moments(self, t: int, piece: slice, balanced_C: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Moves one task's moments on and returns them without their bias towards 0."""
+        beta1, beta2, _ = self.betas
+        first_C, second_C = self.first_TP[t, piece], self.second_TP[t, piece]
+        first_C.lerp_(balanced_C, 1 - beta1)
+        second_C.mul_(beta2).addcmul_(balanced_C, balanced_C, value=1 - beta2)
+        return first_C / (1 - beta1**count), second_C / (1 - beta2**count)

@@ -1,0 +1,102 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import GramianAggregator
+from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, present_tasks
+
+
+class NashMTL(GramianAggregator):
+    """Nash-MTL: the Nash bargaining solution of the tasks over the step.
+
+    Weights ``a > 0`` with ``G a = 1 / a``, G the Gramian over its Frobenius norm. Source: Navon et al., "Multi-Task
+    Learning as a Bargaining Game", ICML 2022, Claim 3.1 and Algorithm 1; the normalisation and the clipping are those
+    of the paper's code. The minimum of ``a^T G a / 2 - sum_t log a_t`` is found by Newton's method on gradients of unit
+    norm; public code linearises a concave term, leaves tolerances absolute and goes on with old weights if its solver
+    is missing or fails.
+
+    Scale: without clipping the result is proportional to the gradients, ``|d|^2 = T |G|_F`` for the Gramian G as it is;
+    ``max_norm`` then clips it. The code of the paper multiplies the losses by the weights, so heads are weighted by
+    default, without the clipping, which is of the shared parameters. A task that is the only one is not combined:
+    weight 1, no clipping.
+
+    Where zero is a convex combination of the gradients (the point is Pareto-stationary, which the paper excludes) there
+    is no solution: the result is zero, and heads keep the last weights. A task without a gradient is left out of the
+    bargain and keeps its last weight; it counts again in the next bargain that it has a gradient in. Combined once per
+    accumulation window at parameter level (so that ``update_weights_every`` counts optimizer steps), per micro-batch
+    at representation level.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        update_weights_every: Steps for which the weights of one bargain are used.
+        max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include
+            the clipping.
+
+    Raises:
+        ValueError: If ``update_weights_every`` or ``max_norm`` is not positive.
+    """
+
+    weights_heads_by_default = True
+
+    def __init__(
+        self,
+        level: Literal['parameter', 'representation'] = 'parameter',
+        weight_heads: bool | None = None,
+        update_weights_every: int = 1,
+        max_norm: float | None = 1.0,
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if update_weights_every < 1:
+            raise ValueError(f'NashMTL: update_weights_every must be at least 1, got {update_weights_every}')
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f'NashMTL: max_norm must be positive or None, got {max_norm}')
+        self.update_weights_every, self.max_norm = update_weights_every, max_norm
+        self.register_buffer('step', torch.zeros((), dtype=torch.long))
+        self.register_buffer('bargain_T', None)
+        self._unclipped_T: Tensor | None = None
+
+    def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
+        """Makes the weights of the last bargain, at first 1."""
+        if self.bargain_T is None:
+            self.bargain_T = torch.ones(num_tasks, dtype=torch.float64)
+
+    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
+        """Returns the weights (T,) after clipping, not negative."""
+        del losses_T
+        self.setup(len(gramian_TT))
+        present_T = present_tasks(gramian_TT)
+        due = int(self.step) % self.update_weights_every == 0
+        self.step += int(present_T.any())
+        used_T = self.bargain_T.cpu().clone()
+        stationary = False
+        if present_T.sum() == 1:
+            used_T[:] = 1.0
+        elif present_T.any() and due:
+            solved_P = _bargain(gramian_TT[present_T][:, present_T])
+            stationary = solved_P is None
+            if not stationary:
+                used_T[present_T] = solved_P
+                self.bargain_T.copy_(used_T)
+        self._unclipped_T = torch.where(present_T, used_T, 0)
+        if stationary:
+            return torch.zeros_like(used_T)
+        if present_T.sum() == 1:
+            return self._unclipped_T.clone()
+        return clip_to_norm(self._unclipped_T, gramian_TT, self.max_norm)
+
+    def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
+        """The weights before clipping."""
+        del losses_T
+        return self._unclipped_T.to(weights_T) if self.weight_heads else None
+
+
+def _bargain(gramian_PP: Tensor) -> Tensor | None:
+    """Solves ``G a = 1 / a`` for G over its Frobenius norm; None where there is no solution."""
+    cosines_PP, norms_P = cosines_and_norms(gramian_PP)
+    relative_P = norms_P / norms_P.max()
+    b_P = fair_coefficients(cosines_PP, torch.ones_like(norms_P), alpha=1.0)
+    frobenius = (cosines_PP * relative_P * relative_P[:, None]).norm()
+    return None if b_P is None else b_P / relative_P * frobenius.sqrt()

@@ -1,0 +1,121 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Aggregator
+from .solvers import project_on_simplex
+from .state import COLUMNS, row_norms, weighted_sum
+
+
+class SDMGrad(Aggregator):
+    """SDMGrad: direction-oriented MGDA, its weights from gradients of batches that are independent of the step's.
+
+    The step is ``sum_t (w_t + lambda / T) g_t / (1 + lambda)``, g_t the gradients of the third batch. The weights w on
+    the simplex descend ``|sum_t w_t g_t + lambda g_0|^2 / 2``, g_0 the mean, by stochastic gradients that are unbiased
+    since the two factors of each product come from two other batches: ``n_iter`` steps of SGD with momentum from the
+    last weights, each projected back. Source: Xiao, Ban and Ji, "Direction-oriented Multi-objective Learning: Simple
+    and Provable Stochastic Algorithms", NeurIPS 2023, Algorithm 1 and section 6.1. One step needs three batches, and
+    their gradients: three times the memory and the work. Gradients of one batch, (T, P), may be given for all three
+    roles; the products are then biased by the noise of the batch, and that is what the paper's code computes, since its
+    three buffers are one.
+
+    The products are divided by the squared mean over tasks of ``sqrt(|g_t| |g_t'|)``, so that ``lr`` has no unit. For
+    one batch that is the paper's code; for independent ones the code takes the root of ``<g_t, g_t'>``, which can be
+    negative. Scale: times T, "to match the sum loss" (paper's code; LibMTL and ``torchjd`` leave it out); clipping is
+    left to the trainer. Heads are unweighted.
+
+    A task needs gradients in both of the first batches for its weight to move, else it keeps it; the step is over the
+    tasks with a gradient in the third batch, with w scaled to sum 1 over them and T their number. One such task has
+    weight 1. At parameter level only: Z is another one for each batch. Combined once per accumulation window.
+
+    Args:
+        level: Where the gradients are taken.
+        weight_heads: As in :class:`Aggregator`.
+        lambda_: Weight of the mean gradient's direction; 0.3 in the paper's experiments.
+        n_iter: SGD steps for the weights (20 in the paper's code).
+        lr: Their learning rate (10 in the paper's code, 5 in LibMTL).
+        momentum: Their momentum (0.5 in the paper's code).
+
+    Raises:
+        ValueError: For settings out of range, or gradients of another number of batches.
+    """
+
+    levels = ('parameter',)
+    num_batches = 3
+
+    def __init__(
+        self,
+        level: Literal['parameter'] = 'parameter',
+        weight_heads: bool | None = None,
+        lambda_: float = 0.3,
+        n_iter: int = 20,
+        lr: float = 10.0,
+        momentum: float = 0.5,
+    ) -> None:
+        super().__init__(level, weight_heads)
+        if lambda_ < 0 or n_iter < 0 or lr < 0 or not 0 <= momentum < 1:
+            raise ValueError(
+                'SDMGrad: lambda_, n_iter and lr must not be negative and momentum must be in [0, 1), got '
+                f'lambda_={lambda_}, n_iter={n_iter}, lr={lr}, momentum={momentum}'
+            )
+        self.lambda_, self.n_iter, self.lr, self.momentum = lambda_, n_iter, lr, momentum
+        self.register_buffer('simplex_T', None)
+
+    def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
+        """Makes the weights on the simplex, at first 1 / T."""
+        if self.simplex_T is None:
+            self.simplex_T = torch.full((num_tasks,), 1 / num_tasks, dtype=torch.float64)
+
+    def forward(self, gradients: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Combines the gradients.
+
+        Args:
+            gradients: Of three independent batches, (3, T, P), or of one for all roles, (T, P).
+            losses_T: Not read.
+
+        Returns:
+            The combined gradient (P,) of the third batch, and the weights (T,).
+        """
+        del losses_T
+        if gradients.dim() == 3 and len(gradients) != 3:
+            raise ValueError(f'SDMGrad: needs the gradients of three batches (3, T, P), got {tuple(gradients.shape)}')
+        first, second, last = gradients if gradients.dim() == 3 else [gradients] * 3
+        self.setup(len(last))
+        weights_T = self.simplex_T.cpu().clone()
+        norms_2T = torch.stack([row_norms(first), row_norms(second)]).cpu()
+        learning_T = (norms_2T > 0).all(0)
+        if learning_T.sum() > 1:
+            scales_P = norms_2T[:, learning_T].prod(0).sqrt()
+            products_PP = _products(first, second).cpu()[learning_T][:, learning_T] / scales_P.mean() ** 2
+            weights_T[learning_T] = self._descend(weights_T[learning_T], products_PP)
+            self.simplex_T.copy_(weights_T)
+        present_T = (row_norms(last) > 0).cpu()
+        applied_T = torch.where(present_T, weights_T, 0)
+        if present_T.any():
+            count = int(present_T.sum())
+            uniform_T = present_T.to(weights_T) / count
+            applied_T = applied_T / applied_T.sum() if applied_T.sum() > 0 else uniform_T
+            applied_T = count * (applied_T + self.lambda_ * uniform_T) / (1 + self.lambda_)
+        applied_T = applied_T.to(last.device)
+        return weighted_sum(applied_T, last), applied_T.to(last)
+
+    def _descend(self, weights_P: Tensor, products_PP: Tensor) -> Tensor:
+        """Projected SGD from the last weights (P,); their sum, which other tasks' weights complete to 1, is kept."""
+        total = weights_P.sum()
+        if total == 0:
+            return weights_P
+        weights_P, velocity_P = weights_P / total, torch.zeros_like(weights_P)
+        for _ in range(self.n_iter):
+            gradient_P = products_PP @ (weights_P + self.lambda_ / len(weights_P))
+            velocity_P = self.momentum * velocity_P + gradient_P
+            weights_P = project_on_simplex(weights_P - self.lr * velocity_P)
+        return weights_P * total
+
+
+
+def _products(first_TP: Tensor, second_TP: Tensor) -> Tensor:
+    """Inner products (T, T) in float64, in pieces as the Gramian's."""
+    pairs = zip(first_TP.split(COLUMNS, dim=1), second_TP.split(COLUMNS, dim=1), strict=True)
+    return sum(a.double() @ b.double().T for a, b in pairs)

@@ -1,0 +1,50 @@
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from .history import LazyWeighting, check_positive, labelled_mask
+
+
+class IMTLL(LazyWeighting):
+    """Impartial multi-task learning, its loss balance (IMTL-L): learned scales make all scaled losses equal to 1.
+
+    Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, loss balance: the scalar is ``sum_t exp(s_t)
+    L_t - s_t`` with s_t = 0 at the start, minimised over s_t together with the network; it is least at ``exp(s_t) L_t =
+    1``. It is twice the objective of :class:`UncertaintyWeighting` at the negated parameter. The authors published no
+    code; LibMTL has it as part of IMTL only.
+
+    The scales are trained by the run's optimizer (``weighting_lr``). Plain SGD needs a rate well below one over the
+    largest loss there, Adam does not care.
+
+    Accumulation: the scalar is linear in the losses, so micro-batches equal one batch, in the scales' gradients too.
+    DDP: of the global losses. An unlabelled task is left out, its ``s_t`` included (its gradient is 0).
+
+    Args:
+        num_tasks: T; None where :meth:`setup` tells it later.
+    """
+
+    loss_transform = 'own'
+    sized_by = 'log_scale_T'
+
+    def __init__(self, num_tasks: int | None = None) -> None:
+        super().__init__()
+        self.log_scale_T = UninitializedParameter()
+        if num_tasks is not None:
+            self.setup(num_tasks)
+
+    def setup(self, num_tasks: int) -> None:
+        """Materialises the T log scales at 0. Idempotent."""
+        if isinstance(self.log_scale_T, UninitializedParameter):
+            self.log_scale_T.materialize((num_tasks,))
+            nn.init.zeros_(self.log_scale_T)
+
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
+        """Returns ``sum_t exp(s_t) L_t - s_t`` over the labelled tasks.
+
+        Raises:
+            ValueError: If a loss is not positive.
+        """
+        del advance
+        mask_T = labelled_mask(losses_T, labelled_T)
+        check_positive(self, losses_T, mask_T)
+        return (torch.exp(self.log_scale_T) * losses_T - self.log_scale_T)[mask_T].sum()

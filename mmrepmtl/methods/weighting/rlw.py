@@ -1,0 +1,45 @@
+import torch
+from torch import Tensor
+
+from .base import Weighting
+from .history import labelled_mask, masked_softmax, weighted_sum
+
+
+class RLW(Weighting):
+    """Random loss weighting (RLW): weights drawn anew in each step.
+
+    Source: Lin et al., "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning", TMLR
+    2022, Algorithm 2: the softmax of T standard normal numbers. The weights sum to 1, as in the paper, its authors'
+    LibMTL and Nash-MTL's code: 1/T of the learning rate of the plain sum. IGB's code multiplies them by T.
+
+    Accumulation: one draw for all micro-batches of an optimizer step, so that they equal one batch. DDP: every rank
+    draws the same numbers, from a generator of the method's own. An unlabelled task is left out: the softmax is over
+    the labelled ones, and as many numbers are drawn as ever.
+
+    Args:
+        seed: Of the draws; the same on all ranks.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.draw_T: Tensor | None = None
+
+    def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
+        """Returns ``sum_t w_t L_t`` with this step's draw."""
+        if self.draw_T is None:
+            self.draw_T = torch.randn(len(losses_T), generator=self.generator, dtype=torch.float64)
+        mask_T = labelled_mask(losses_T, labelled_T)
+        weights_T = masked_softmax(self.draw_T.to(losses_T.device), mask_T)
+        if advance:
+            self.draw_T = None
+        return weighted_sum(losses_T, weights_T)
+
+    def get_extra_state(self) -> dict:
+        """The generator's state and the draw of an unfinished step, for ``state_dict()``."""
+        return dict(generator=self.generator.get_state(), draw_T=self.draw_T)
+
+    def set_extra_state(self, state: dict) -> None:
+        """Restores what :meth:`get_extra_state` returned."""
+        self.generator.set_state(state['generator'].cpu())
+        self.draw_T = None if state['draw_T'] is None else state['draw_T'].cpu()

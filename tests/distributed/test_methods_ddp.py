@@ -1,0 +1,131 @@
+"""Every method in two processes on parts of the batch against one process on the whole of it, state included."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+
+from mmrepmtl.engine import MultiTaskOptimWrapper
+from tests.distributed.launch import run_processes
+from tests.distributed.test_engine_ddp import SizedModel
+from tests.engine.overlays import AGGREGATED, METHODS, ready, settings_of
+from tests.engine.test_optim_wrapper import REP
+from tests.engine.toy import ToyModel, make_batch, make_model, split
+
+STEPS, SIZES, WHOLE = 5, [5, 3], 8
+LEVELS = {
+    f'{name}-{level}': (name, dict(aggregator=dict(settings_of(name)['aggregator'], level=level)))
+    for name, level in (('mgda', 'representation'), ('graddrop', 'representation'), ('graddrop', 'parameter'))
+    if name in METHODS
+}
+CASES = {name: (name, {}) for name in METHODS} | LEVELS
+WITH_REP = {
+    f'{name}-with-rep-mtl': (name, dict(regularizers=[REP]))
+    for name in AGGREGATED
+    if not settings_of(name)['regularizers']
+}
+ACCUMULATED = {
+    f'{name}-x2': (name, dict(accumulative_counts=2 * settings_of(name).get('accumulative_counts', 1)))
+    for name in METHODS
+}
+EVERYTHING = CASES | WITH_REP | ACCUMULATED
+
+
+class NanModel(SizedModel):
+    """A batch whose c begins with 7 has no loss on the second rank."""
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        out = super().forward(inputs, a, b, c)
+        return {**out, 'c.loss': out['c.loss'] * (float('nan') if c.flatten()[0] == 7 else 1.0)}
+
+
+def wrapper_of(model, name, changes):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return MultiTaskOptimWrapper(optimizer, shared='encoder', **ready(name, **changes))
+
+
+def state_of(wrapper) -> dict:
+    state = wrapper.state_dict()['multi_task']
+    return copy.deepcopy({key: state[key] for key in ('weighting', 'aggregator', 'regularizers')})
+
+
+def train(rank, name, changes):
+    model = make_model(cls=SizedModel)
+    wrapped = MMDistributedDataParallel(model)
+    wrapper = wrapper_of(model, name, changes)
+    for seed in range(STEPS * wrapper._accumulative_counts):
+        wrapped.train_step(split(make_batch(WHOLE, seed), SIZES)[rank], wrapper)
+    return dict(parameters=[p.detach() for p in model.parameters()], state=state_of(wrapper))
+
+
+def train_skipping(rank, name):
+    """The third batch has a loss that is not finite on one rank only."""
+    model = make_model(cls=NanModel)
+    wrapped = MMDistributedDataParallel(model)
+    wrapper = wrapper_of(model, name, dict(on_nonfinite='skip'))
+    for seed in (0, 1, 2, 3):
+        part = split(make_batch(WHOLE, seed), SIZES)[rank]
+        if seed == 2 and rank == 1:
+            part['c'].view(-1)[0] = 7
+        wrapped.train_step(part, wrapper)
+    return dict(parameters=[p.detach() for p in model.parameters()], skipped=wrapper._policy.total)
+
+
+def train_all(rank):
+    found = {case: train(rank, *arguments) for case, arguments in EVERYTHING.items()}
+    return found | {f'{name}-skip': train_skipping(rank, name) for name in ('ew', 'pcgrad')}
+
+
+@pytest.fixture(scope='module')
+def processes():
+    return run_processes(train_all)
+
+
+def assert_close(got, want, where: str, rtol: float) -> None:
+    """Compares nested states; integers and generators exactly."""
+    if isinstance(want, dict):
+        assert set(got) == set(want), where
+        for key in want:
+            assert_close(got[key], want[key], f'{where}.{key}', rtol)
+    elif isinstance(want, (list, tuple)):
+        assert len(got) == len(want), where
+        for i, pair in enumerate(zip(got, want, strict=True)):
+            assert_close(*pair, f'{where}[{i}]', rtol)
+    elif isinstance(want, torch.Tensor) and want.is_floating_point():
+        scale = float(want.nan_to_num().abs().max()) if want.numel() else 0.0
+        assert torch.allclose(got, want, rtol=rtol, atol=rtol * scale, equal_nan=True), where
+    elif isinstance(want, torch.Tensor):
+        assert torch.equal(got, want), where
+    else:
+        assert got == pytest.approx(want, rel=rtol, nan_ok=True) if isinstance(want, float) else got == want, where
+
+
+@pytest.mark.parametrize('case', EVERYTHING)
+def test_two_processes_equal_one(processes, case):
+    name, changes = EVERYTHING[case]
+    model = make_model(cls=ToyModel)
+    wrapper = wrapper_of(model, name, changes)
+    for seed in range(STEPS * wrapper._accumulative_counts):
+        model.train_step(make_batch(WHOLE, seed), wrapper)
+    first, second = (process[case] for process in processes)
+    assert_close(first['state'], second['state'], 'ranks', 0.0)
+    # A generator in its agent and float32 networks magnify the last digits of the losses.
+    rtol = 1e-4 if name == 'igbv2' else 1e-8
+    assert_close(first['state'], state_of(wrapper), 'state', rtol)
+    for got, other, want in zip(first['parameters'], second['parameters'], model.parameters(), strict=True):
+        assert torch.equal(got, other)
+        assert torch.allclose(got, want.detach(), rtol=rtol, atol=rtol * float(want.detach().abs().max()))
+
+
+@pytest.mark.parametrize('name', ['ew', 'pcgrad'])
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(processes, name):
+    model = make_model(cls=ToyModel)
+    wrapper = wrapper_of(model, name, {})
+    for seed in (0, 1, 3):
+        model.train_step(make_batch(WHOLE, seed), wrapper)
+    for process in processes:
+        result = process[f'{name}-skip']
+        assert result['skipped'] == 1
+        for got, want in zip(result['parameters'], model.parameters(), strict=True):
+            assert torch.allclose(got, want.detach(), rtol=1e-9)

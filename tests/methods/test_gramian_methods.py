@@ -1,0 +1,370 @@
+"""Each method's defining property, its closed forms, and an independent slow version."""
+
+import math
+
+import pytest
+import torch
+import torchjd.aggregation
+
+from mmrepmtl.methods.aggregation import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+)
+from tests.methods import gramian_reference as reference
+from tests.methods.gramian_reference import JACOBIANS, REGULAR, normal, relative_error
+
+#: Names with a common scale: losses from 1e-6 to 1e6, with gradients of 1e-8 at the smallest.
+CASES = [(name, 1.0) for name in JACOBIANS] + [
+    (name, scale) for name in ('normal-0', 'conflicting', 'far-apart', 'opposed') for scale in (1e-14, 1e6)
+]
+
+SYMMETRIC = torch.tensor([[3.0, 1.0], [-3.0, 1.0]], dtype=torch.float64)
+INDEPENDENT = [n for n in REGULAR if n not in ('duplicated', 'parallel', 'more-tasks-than-parameters')]
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def combine(method, gradients, losses=None):
+    method.setup(len(gradients))
+    return method(gradients, torch.ones(len(gradients), dtype=torch.float64) if losses is None else losses)
+
+
+def unit(gradients):
+    return gradients / gradients.norm(dim=-1, keepdim=True)
+
+
+# ---- MGDA ----
+
+
+@pytest.mark.parametrize('name, scale', CASES)
+def test_mgda_is_the_shortest_convex_combination(name, scale):
+    gradients = JACOBIANS[name] * scale
+    combined, weights = combine(MGDA(), gradients)
+    assert weights.min() >= 0 and float(weights.sum()) == pytest.approx(1)
+    shortest = reference.shortest_in_hull(gradients)
+    assert relative_error(combined, shortest, 1e-6 * gradients.norm(dim=1).min()) < 1e-6
+    if name in REGULAR:
+        assert relative_error(combined, shortest) < 1e-9
+
+
+def test_mgda_of_two_tasks_is_its_closed_form():
+    for seed in range(20):
+        first, second = normal(2, 3, seed=seed) * rows([1.0], [10.0 ** (seed % 5 - 2)])
+        share = ((second - first) @ second / (second - first).square().sum()).clamp(0, 1)
+        assert torch.allclose(combine(MGDA(), torch.stack([first, second]))[1], torch.stack([share, 1 - share]))
+
+
+def test_mgda_on_special_pairs():
+    assert torch.allclose(combine(MGDA(), rows([1, 0], [0, 2]))[1], rows(0.8, 0.2))
+    assert torch.allclose(combine(MGDA(), rows([1, 0], [3, 0]))[0], rows(1.0, 0))
+    assert combine(MGDA(), rows([1, 0], [-3, 0]))[0].norm() < 1e-15
+
+
+@pytest.mark.parametrize('normalization', ['l2', 'loss', 'loss+'])
+def test_mgda_normalizes_for_the_weights_only(normalization):
+    gradients, losses = JACOBIANS['far-apart'], rows(1.0, 1e-3, 5.0, 20.0)
+    divisors = torch.ones(4, dtype=torch.float64)
+    if normalization != 'loss':
+        divisors = divisors * gradients.norm(dim=1)
+    if normalization != 'l2':
+        divisors = divisors * losses
+    combined, weights = combine(MGDA(normalization=normalization), gradients, losses)
+    scaled = gradients / divisors[:, None]
+    assert relative_error(weights @ scaled, reference.shortest_in_hull(scaled)) < 1e-9
+    assert torch.allclose(combined, weights @ gradients)
+
+
+def test_mgda_refuses_what_it_cannot_divide_by():
+    assert MGDA(normalization='loss').loss_transform == 'own' and MGDA().loss_transform == 'any'
+    with pytest.raises(ValueError, match='must be positive'):
+        combine(MGDA(normalization='loss+'), normal(2, 3), rows(1.0, -0.5))
+    with pytest.raises(ValueError, match='normalization'):
+        MGDA(normalization='L2')
+
+
+# ---- IMTL-G, ConFIG, Aligned-MTL: linear algebra ----
+
+
+@pytest.mark.parametrize('name, scale', [case for case in CASES if case[0] in INDEPENDENT])
+def test_imtl_g_has_equal_projections(name, scale):
+    gradients = JACOBIANS[name] * scale
+    combined, weights = combine(IMTLG(), gradients)
+    projections = unit(gradients) @ combined
+    assert torch.allclose(projections, projections[0].expand_as(projections), rtol=1e-8, atol=0)
+    assert projections[0] > 0 and abs(float(weights.sum())) == pytest.approx(1)
+
+
+def test_imtl_g_of_two_tasks_has_weights_in_inverse_proportion_to_the_norms():
+    for gradients in (rows([1, 0], [3, 4]), rows([1, 0], [0, 5]), rows([1, 0], [5, 0]), rows([1, 1e-5], [5, 0])):
+        assert torch.allclose(combine(IMTLG(), gradients)[1], rows(5, 1) / 6, rtol=1e-6)
+    assert combine(IMTLG(), rows([1, 0], [-5, 0]))[0].norm() == 0
+
+
+def test_imtl_g_does_not_point_uphill():
+    """The closed form's weights sum to 1 even where that turns the direction round."""
+    gradients = unit(rows([0, 0.2, 1], [1, 0, 1], [-1, 0, 1])) * rows([0.01], [1], [1])
+    closed_form = torch.linalg.solve(unit(gradients) @ unit(gradients).T, torch.ones(3, dtype=torch.float64))
+    assert (closed_form / gradients.norm(dim=1)).sum() < 0
+    combined, weights = combine(IMTLG(), gradients)
+    projections = unit(gradients) @ combined
+    assert torch.allclose(projections, projections[0].expand(3)) and projections[0] > 0
+    assert float(weights.sum()) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize('name, scale', [case for case in CASES if case[0] in INDEPENDENT])
+def test_config_has_equal_cosines_and_the_length_of_the_projections(name, scale):
+    gradients = JACOBIANS[name] * scale
+    combined, _ = combine(ConFIG(), gradients)
+    cosines = unit(gradients) @ unit(combined)
+    assert torch.allclose(cosines, cosines[0].expand_as(cosines), rtol=1e-8, atol=0) and cosines[0] > 0
+    assert torch.allclose(combined.norm(), (gradients @ unit(combined)).sum(), rtol=1e-8, atol=0)
+
+
+def test_config_on_special_pairs():
+    assert torch.allclose(combine(ConFIG(), rows([2, 0], [0, 2]))[0], rows(2.0, 2.0))
+    assert torch.allclose(combine(ConFIG(), rows([1, 0], [3, 0]))[0], rows(4.0, 0.0))
+    assert combine(ConFIG(), rows([1, 0], [-3, 0]))[0].norm() == 0
+
+
+@pytest.mark.parametrize('mode', ['min', 'median', 'rmse'])
+@pytest.mark.parametrize('name, scale', CASES)
+def test_aligned_mtl_sums_gradients_of_condition_number_one(name, mode, scale):
+    gradients = JACOBIANS[name] * scale
+    left, values, right = torch.linalg.svd(gradients, full_matrices=False)
+    kept = values > 1e-8 * values.max()
+    size = {'min': values[kept].min(), 'median': values[kept].median(), 'rmse': values[kept].square().mean().sqrt()}
+    aligned = size[mode] * left[:, kept] @ right[kept]
+    stretched = torch.linalg.svdvals(aligned)[: int(kept.sum())]
+    assert float(stretched.max() / stretched.min()) == pytest.approx(1)
+    assert relative_error(combine(AlignedMTL(scale_mode=mode), gradients)[0], aligned.sum(0)) < 1e-5
+
+
+def test_aligned_mtl_takes_float32_noise_for_no_component():
+    exact = normal(3, 50)[[0, 1, 0]]
+    noisy = exact + 1e-8 * normal(3, 50, seed=1)
+    assert relative_error(combine(AlignedMTL(), noisy)[0], combine(AlignedMTL(), exact)[0]) < 1e-6
+    with pytest.raises(ValueError, match='scale_mode'):
+        AlignedMTL(scale_mode='max')
+
+
+@pytest.mark.parametrize('name', INDEPENDENT)
+def test_torchjd_agrees_where_gradients_are_independent(name):
+    gradients, ones = JACOBIANS[name], torch.ones(len(JACOBIANS[name]), dtype=torch.float64)
+    sign = torch.sign(torchjd.aggregation.IMTLG()(gradients) @ gradients[0])
+    for ours, theirs in (
+        (IMTLG(), sign * torchjd.aggregation.IMTLG()(gradients)),
+        (ConFIG(), torchjd.aggregation.ConFIG()(gradients)),
+        (AlignedMTL(), torchjd.aggregation.AlignedMTL(ones)(gradients)),
+    ):
+        assert relative_error(combine(ours, gradients)[0], theirs) < 1e-6
+
+
+# ---- UPGrad, DualProj: no conflict ----
+
+
+@pytest.mark.parametrize('name, scale', CASES)
+def test_upgrad_and_dualproj_project_on_the_dual_cone(name, scale):
+    gradients = JACOBIANS[name] * scale
+    zeros = torch.zeros(len(gradients), dtype=torch.float64)
+    projected = [reference.project_on_polyhedron(row, gradients / scale, zeros) for row in gradients / scale]
+    upgrad, weights = combine(UPGrad(), gradients)
+    size = gradients.norm(dim=1).max()
+    assert relative_error(upgrad, scale * sum(projected) / len(projected), 1e-6 * size) < 1e-6
+    assert weights.min() >= 1 / len(gradients)
+    dualproj, _ = combine(DualProj(), gradients)
+    nearest = reference.project_on_polyhedron((gradients / scale).mean(0), gradients / scale, zeros)
+    assert relative_error(dualproj, scale * nearest, 1e-6 * size) < 1e-6
+    for combined in (upgrad, dualproj):
+        assert (unit(gradients) @ combined > -1e-9 * size).all()
+    if name in ('normal-0', 'aligned', 'far-apart'):
+        assert relative_error(upgrad, scale * sum(projected) / len(projected)) < 1e-9
+        assert relative_error(dualproj, scale * nearest) < 1e-9
+
+
+@pytest.mark.parametrize('method', [UPGrad, DualProj])
+def test_without_conflict_the_mean_is_left_as_it_is(method):
+    for gradients in (rows([1, 0], [0, 2]), rows([1, 0], [3, 0]), JACOBIANS['aligned'].abs()):
+        assert torch.allclose(combine(method(), gradients)[0], gradients.mean(0))
+    assert combine(method(), rows([1, 0], [-3, 0]))[0].norm() < 1e-15
+
+
+@pytest.mark.parametrize('method', [PCGrad, UPGrad, DualProj])
+def test_two_conflicting_tasks_do_not_conflict_with_the_result(method):
+    for seed in range(20):
+        gradients = normal(2, 3, seed=seed)
+        assert (gradients @ combine(method(), gradients)[0] > -1e-12).all()
+
+
+# ---- CAGrad ----
+
+
+@pytest.mark.parametrize('c', [0.4, 0.9])
+@pytest.mark.parametrize('name', REGULAR)
+def test_cagrad_is_the_best_worst_case_in_its_ball(name, c):
+    gradients = JACOBIANS[name]
+    combined = combine(CAGrad(c=c, rescale=False), gradients)[0] / len(gradients)
+    mean = gradients.mean(0)
+    assert (combined - mean).norm() <= c * mean.norm() * (1 + 1e-9)
+    assert relative_error(combined, reference.conflict_averse(gradients, c)) < 1e-6
+
+
+@pytest.mark.parametrize('c', [0.1, 0.4, 0.9, 1.5])
+@pytest.mark.parametrize('name, scale', CASES)
+def test_cagrad_has_no_duality_gap(name, c, scale):
+    """The dual's value at any point of the simplex bounds the worst improvement; here they meet."""
+    gradients = JACOBIANS[name] * scale
+    combined, weights = combine(CAGrad(c=c, rescale=False), gradients)
+    direction, mean = combined / len(gradients), gradients.mean(0)
+    shift = weights / len(gradients) - 1 / len(gradients)
+    bounds = [math.inf if name in REGULAR else 0.0]
+    if shift.sum() > 0:
+        point = (shift / shift.sum()) @ gradients
+        bounds.append(float(point @ mean + c * mean.norm() * point.norm()))
+    worst = float((gradients @ direction).min())
+    assert shift.min() >= -1e-12
+    assert abs(min(bounds) - worst) < 1e-9 * float(gradients.norm(dim=1).min() * mean.norm())
+    assert (direction - mean).norm() <= c * mean.norm() * (1 + 1e-9)
+
+
+def test_cagrad_of_two_tasks_matches_a_fine_search_of_the_dual():
+    for seed in range(5):
+        gradients = normal(2, 3, seed=seed) * rows([1.0], [10.0**-seed])
+        mean, c = gradients.mean(0), 0.5
+        shares = torch.linspace(0, 1, 100001, dtype=torch.float64)
+        points = shares[:, None] * gradients[0] + (1 - shares[:, None]) * gradients[1]
+        point = points[(points @ mean + c * mean.norm() * points.norm(dim=1)).argmin()]
+        want = mean + c * mean.norm() * unit(point)
+        assert relative_error(combine(CAGrad(c=c, rescale=False), gradients)[0] / 2, want) < 1e-3
+
+
+def test_cagrad_closed_forms_and_scale():
+    # Symmetric gradients: the mean is the worst-case direction and is lengthened by the radius.
+    assert torch.allclose(combine(CAGrad(c=0.5, rescale=False), SYMMETRIC)[0], 1.5 * SYMMETRIC.sum(0))
+    assert torch.allclose(combine(CAGrad(c=0.5), SYMMETRIC)[0], 1.5 / 1.25 * SYMMETRIC.sum(0))
+    assert torch.allclose(combine(CAGrad(c=0.0), normal(3, 4))[0], normal(3, 4).sum(0))
+    assert torch.allclose(combine(CAGrad(c=0.4, rescale=False), rows([1, 0], [1, 0]))[0], rows(2.8, 0))
+    # Opposed: towards the shorter one, of which the mean is the opposite.
+    assert torch.allclose(combine(CAGrad(c=0.5, rescale=False), rows([1, 0], [-3, 0]))[0], rows(-1.0, 0))
+    assert combine(CAGrad(c=0.5), rows([1, 0], [-1, 0]))[0].norm() < 1e-15
+    with pytest.raises(ValueError, match='c must be'):
+        CAGrad(c=-0.1)
+
+
+def test_cagrad_at_a_stationary_point_stays_near_the_mean():
+    gradients = rows([1, 0], [-1, 0], [0, 1])
+    assert torch.allclose(combine(CAGrad(c=0.4, rescale=False), gradients)[0], gradients.sum(0))
+
+
+# ---- Nash-MTL, FairGrad ----
+
+
+@pytest.mark.parametrize('name, scale', CASES)
+def test_nash_mtl_solves_the_bargain(name, scale):
+    gradients = JACOBIANS[name] * scale
+    combined, weights = combine(NashMTL(max_norm=None), gradients)
+    if name not in REGULAR:
+        assert (weights == 0).all() and (combined == 0).all()
+        return
+    gramian = gradients @ gradients.T
+    assert weights.min() > 0
+    assert torch.allclose((gramian / gramian.norm()) @ weights, 1 / weights, rtol=1e-8, atol=0)
+    assert torch.allclose(combined.square().sum(), len(gradients) * gramian.norm(), rtol=1e-8, atol=0)
+
+
+def test_nash_mtl_of_two_tasks_gives_both_unit_gradients_the_same_weight():
+    gradients = rows([1, 0], [3, 4])
+    weights = combine(NashMTL(max_norm=None), gradients)[1]
+    gramian = gradients @ gradients.T
+    assert torch.allclose(weights, gramian.norm().sqrt() / (1 + 0.6) ** 0.5 * rows(1, 0.2))
+
+
+def test_nash_mtl_clips_the_step_and_not_the_heads():
+    gradients = 10 * normal(3, 5)
+    free, unclipped = combine(NashMTL(max_norm=None), gradients)
+    method = NashMTL()
+    combined, weights = combine(method, gradients)
+    assert float(combined.norm()) == pytest.approx(1) and torch.allclose(unit(combined), unit(free))
+    assert torch.allclose(weights @ gradients, combined)
+    assert method.weight_heads and torch.allclose(method.head_weights(weights, None), unclipped)
+    assert NashMTL(weight_heads=False).head_weights(weights, None) is None
+    small = 1e-3 * gradients
+    assert torch.allclose(combine(NashMTL(), small)[0], combine(NashMTL(max_norm=None), small)[0])
+
+
+def test_nash_mtl_bargains_every_so_many_steps():
+    method, losses = NashMTL(update_weights_every=3, max_norm=None), torch.ones(3)
+    method.setup(3)
+    found = [method(normal(3, 5, seed=seed), losses)[1] for seed in range(7)]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and torch.equal(found[3], found[5])
+    assert not torch.allclose(found[2], found[3]) and not torch.allclose(found[5], found[6])
+    fresh = [combine(NashMTL(max_norm=None), normal(3, 5, seed=seed))[1] for seed in (0, 3, 6)]
+    assert all(torch.allclose(found[i], w) for i, w in zip((0, 3, 6), fresh, strict=True))
+
+
+def test_nash_mtl_keeps_the_weight_of_an_absent_task():
+    method, losses = NashMTL(update_weights_every=2, max_norm=None), torch.ones(3)
+    method.setup(3)
+    before = method(normal(3, 5), losses)[1]
+    absent = normal(3, 5, seed=1) * rows([1], [0], [1])
+    assert torch.allclose(method(absent, losses)[1], before * rows(1, 0, 1))
+    bargained = method(absent, losses)[1]
+    assert torch.allclose(bargained[[0, 2]], combine(NashMTL(max_norm=None), absent[[0, 2]])[1])
+    after = method(normal(3, 5, seed=2), losses)[1]
+    assert torch.allclose(after, torch.where(rows(0, 1, 0) > 0, before, bargained))
+
+
+def test_nash_mtl_without_a_solution_keeps_training_the_heads():
+    method = NashMTL()
+    first = combine(method, normal(2, 3))[1]
+    unclipped = method.head_weights(first, None)
+    combined, weights = combine(method, rows([1, 0, 0], [-3, 0, 0]))
+    assert (combined == 0).all() and (weights == 0).all()
+    assert torch.equal(method.head_weights(weights, None), unclipped)
+    with pytest.raises(ValueError, match='update_weights_every'):
+        NashMTL(update_weights_every=0)
+    with pytest.raises(ValueError, match='max_norm'):
+        NashMTL(max_norm=0.0)
+
+
+@pytest.mark.parametrize('alpha', [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize('name, scale', CASES)
+def test_fairgrad_solves_its_fixed_point(name, alpha, scale):
+    gradients = JACOBIANS[name] * scale
+    combined, weights = combine(FairGrad(alpha=alpha, max_norm=None), gradients)
+    if name not in REGULAR:
+        assert (weights == 0).all() and (combined == 0).all()
+        return
+    assert weights.min() > 0
+    assert torch.allclose(gradients @ gradients.T @ weights, weights ** (-1 / alpha), rtol=1e-8, atol=0)
+
+
+def test_fairgrad_between_proportional_fairness_and_mgda():
+    gradients = JACOBIANS['conflicting']
+    nash = combine(NashMTL(max_norm=None), gradients)[0]
+    assert torch.allclose(unit(combine(FairGrad(alpha=1.0), gradients)[0]), unit(nash))
+    shortest = unit(combine(MGDA(), gradients)[0])
+    cosines = [float(unit(combine(FairGrad(alpha=alpha), gradients)[0]) @ shortest) for alpha in (1.0, 5.0, 20.0)]
+    assert cosines[0] < cosines[1] < cosines[2] and cosines[2] > 0.99
+
+
+def test_fairgrad_scale_and_clipping():
+    gradients = normal(3, 5)
+    free = combine(FairGrad(alpha=2.0, max_norm=None), gradients)[0]
+    for scale in (1e-6, 1e6):
+        scaled = combine(FairGrad(alpha=2.0, max_norm=None), gradients * scale)[0]
+        assert torch.allclose(scaled, free * scale ** (-1 / 3), rtol=1e-9)
+    clipped = combine(FairGrad(alpha=2.0), gradients * 1e-6)[0]
+    assert float(clipped.norm()) == pytest.approx(1) and torch.allclose(unit(clipped), unit(free))
+    for bad in (dict(alpha=0.1), dict(alpha=100.0), dict(max_norm=-1.0)):
+        with pytest.raises(ValueError, match='FairGrad'):
+            FairGrad(**bad)
