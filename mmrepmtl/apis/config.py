@@ -1,5 +1,6 @@
 """From a config file and the command line to the config of one run."""
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+
+from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 
 METHOD_KEYS = ('loss_transform', 'weighting', 'aggregator', 'regularizers')
 
@@ -50,7 +53,7 @@ def load_config(
         work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
         resume: True: from the last checkpoint in the work directory; a path: from that.
         precision: 'fp32', 'bf16' or 'fp16'.
-        seed: Of the run.
+        seed: Of the run, and of the random numbers that its method draws.
         data_root: Replaces the data root of every data set that has one.
         cfg_options: Dotted key -> value, applied last.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
@@ -81,6 +84,7 @@ def load_config(
                 dataset.data_root = data_root
     if cfg_options:
         cfg.merge_from_dict(dict(cfg_options))
+    _seed_methods(cfg)
     name = '_'.join(part for part in (path.stem, method, regularizer and f'with-{regularizer}') if part)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if resume:
@@ -105,6 +109,16 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
         cfg.optim_wrapper.accumulative_counts = overlay.optim_wrapper.accumulative_counts
     cfg.optim_wrapper.type = overlay.optim_wrapper.type
     cfg.single_task = overlay.get('single_task', False)
+
+
+def _seed_methods(cfg: Config) -> None:
+    """Gives methods that draw random numbers the run's seed: repetitions with other seeds must differ in these too."""
+    seed = cfg.get('randomness', {}).get('seed')
+    for key, registry in (('weighting', WEIGHTINGS), ('aggregator', AGGREGATORS)):
+        method = cfg.optim_wrapper.get(key)
+        kind = registry.get(method['type']) if method else None
+        if seed is not None and kind is not None and 'seed' in inspect.signature(kind).parameters:
+            method.setdefault('seed', seed)
 
 
 def _add_regularizers(cfg: Config, path: Path, name: str) -> None:

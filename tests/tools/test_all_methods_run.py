@@ -1,4 +1,4 @@
-"""Every method of the command line through mmengine's Runner: two epochs, a checkpoint, and the second epoch resumed."""
+"""Every method of the command line through mmengine's Runner: two epochs, and the second resumed from the first."""
 
 import math
 

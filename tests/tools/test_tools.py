@@ -182,6 +182,7 @@ def test_a_method_replaces_what_the_config_says_of_it():
     assert cfg.optim_wrapper.loss_transform is None and cfg.optim_wrapper.shared == 'encoder'
     assert (cfg.optim_wrapper.precision, cfg.randomness.seed, cfg.optim_wrapper.optimizer.lr) == ('bf16', 7, 0.5)
     assert cfg.work_dir == 'work_dirs/tiny_pcgrad'
+    assert cfg.optim_wrapper.aggregator.seed == 7
     cfg = load_config(TINY, method='pcgrad', regularizer='rep-mtl')
     assert cfg.optim_wrapper.aggregator.type == 'PCGrad' and cfg.optim_wrapper.regularizers[0].type == 'RepMTL'
     assert cfg.work_dir == 'work_dirs/tiny_pcgrad_with-rep-mtl'
