@@ -6,7 +6,7 @@ import os
 
 from mmengine.config import DictAction
 
-from mmrepmtl.apis import evaluate, load_config
+from mmrepmtl.apis import evaluate, finish_launch, load_config
 from mmrepmtl.apis.config import check_comparable
 from mmrepmtl.evaluation import load_baseline, load_results
 
@@ -44,6 +44,7 @@ def main() -> None:
         check_comparable(cfg, {path: load_results(path)[1] for path in args.stl})
     stl = load_baseline(*args.stl) if args.stl else None
     evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
+    finish_launch()
 
 
 if __name__ == '__main__':

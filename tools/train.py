@@ -6,7 +6,7 @@ import os
 
 from mmengine.config import DictAction
 
-from mmrepmtl.apis import load_config, train, train_single_tasks
+from mmrepmtl.apis import apply_selection, finish_launch, load_config, train, train_single_tasks
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +27,28 @@ def parse_args() -> argparse.Namespace:
         '--force-resume', action='store_true', help='resume although the method or the number of processes differs'
     )
     parser.add_argument('--trust-checkpoint', action='store_true', help='load checkpoints that hold more than data')
+    parser.add_argument(
+        '--selection',
+        choices=['last', 'best-val', 'last10'],
+        default='last',
+        help='which checkpoint counts: the last, the best in validation (best.pth), or the mean of the last 10 epochs',
+    )
+    parser.add_argument(
+        '--selection-metric', metavar='TASK/METRIC', help='what best-val goes by (default: all metrics)'
+    )
+    parser.add_argument('--force-selection', action='store_true', help='select although it is on the test set')
+    parser.add_argument(
+        '--encoder-checkpointing',
+        action='store_true',
+        help="recompute the encoder's activations in the backward pass: less memory, more time, the same gradients",
+    )
+    parser.add_argument(
+        '--compile-encoder',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND',
+        help='torch.compile the encoder (default backend: inductor); heads cannot be compiled',
+    )
     parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16'])
     parser.add_argument('--seed', type=int)
     parser.add_argument('--data-root', help='folder of the data set')
@@ -52,9 +74,13 @@ def main() -> None:
         launcher=args.launcher,
         force_resume=args.force_resume,
         regularizer=args.regularizer,
+        encoder_checkpointing=args.encoder_checkpointing,
+        compile_encoder=args.compile_encoder,
     )
+    apply_selection(cfg, args.selection, args.selection_metric, args.force_selection)
     run = train_single_tasks if cfg.get('single_task') else train
     run(cfg, trust_checkpoint=args.trust_checkpoint)
+    finish_launch()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,17 @@
-from .config import available_methods, load_config
+from .config import available_methods, finish_launch, load_config
 from .evaluate import evaluate
+from .inferencer import InferenceResult, MultiTaskInferencer
+from .selection import apply_selection
 from .train import train, train_single_tasks
 
-__all__ = ['available_methods', 'evaluate', 'load_config', 'train', 'train_single_tasks']
+__all__ = [
+    'InferenceResult',
+    'MultiTaskInferencer',
+    'apply_selection',
+    'available_methods',
+    'evaluate',
+    'finish_launch',
+    'load_config',
+    'train',
+    'train_single_tasks',
+]

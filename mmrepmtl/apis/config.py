@@ -1,5 +1,6 @@
 """From a config file and the command line to the config of one run."""
 
+import gc
 import inspect
 import json
 import os
@@ -44,6 +45,8 @@ def load_config(
     launcher: str = 'none',
     force_resume: bool = False,
     regularizer: str | None = None,
+    encoder_checkpointing: bool = False,
+    compile_encoder: str | None = None,
 ) -> Config:
     """Loads a config and applies the command line to it.
 
@@ -59,10 +62,12 @@ def load_config(
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         force_resume: Resume although the method or the number of processes differs.
         regularizer: Overlay whose regularisers are added to those of the method, for example 'rep-mtl'.
+        encoder_checkpointing: Recompute the encoder's activations in the backward pass.
+        compile_encoder: Backend of torch.compile, for the encoder.
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: For an unknown method; lists those there are.
+        ValueError: For an unknown method; lists those there are. For options of an encoder where there is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,6 +78,8 @@ def load_config(
         _overlay(cfg, path, method)
     if regularizer is not None:
         _add_regularizers(cfg, path, regularizer)
+    if encoder_checkpointing or compile_encoder:
+        _set_encoder_options(cfg, encoder_checkpointing, compile_encoder)
     if precision is not None:
         cfg.optim_wrapper.precision = precision
     if seed is not None:
@@ -105,10 +112,24 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
     for key in METHOD_KEYS:
         # Replaced, not merged: nothing of the config's own method may remain.
         cfg.optim_wrapper[key] = overlay.optim_wrapper.get(key)
-    if 'accumulative_counts' in overlay.optim_wrapper:  # a method that takes several batches per step
-        cfg.optim_wrapper.accumulative_counts = overlay.optim_wrapper.accumulative_counts
+    batches = overlay.optim_wrapper.get('accumulative_counts', 1)
+    if batches > 1:  # a method that takes several batches per step, each as large as the config's own
+        cfg.optim_wrapper.accumulative_counts = batches * cfg.optim_wrapper.get('accumulative_counts', 1)
     cfg.optim_wrapper.type = overlay.optim_wrapper.type
     cfg.single_task = overlay.get('single_task', False)
+
+
+def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) -> None:
+    encoder = cfg.get('model', {}).get('encoder')
+    if not isinstance(encoder, Mapping):
+        raise ValueError(
+            '--encoder-checkpointing and --compile-encoder set model.encoder.grad_checkpointing and '
+            'model.encoder.compile, but the model of this config has no encoder'
+        )
+    if checkpointing:
+        encoder['grad_checkpointing'] = True
+    if backend:
+        encoder['compile'] = dict(backend=backend)
 
 
 def _seed_methods(cfg: Config) -> None:
@@ -148,22 +169,40 @@ def test_data(cfg: Config) -> str:
     return json.dumps(dataset, sort_keys=True, default=str)
 
 
+def metric_settings(cfg: Config) -> dict[str, str]:
+    """How the test metrics are computed, as text by task: what is set there besides names, ``reduction`` for one."""
+    names = ('task', 'target', 'prefix', 'report', 'num_classes')
+    settings = {metric.get('prefix') or metric.task: dict(metric) for metric in cfg.test_evaluator}
+    return {
+        task: json.dumps({key: value for key, value in metric.items() if key not in names}, sort_keys=True, default=str)
+        for task, metric in settings.items()
+    }
+
+
 def check_comparable(cfg: Config, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuses results files of another test set.
+    """Refuses results files of another test set or with other settings of the metrics.
 
     Args:
-        cfg: The config whose test set counts.
-        results: {file: its meta data}; a file without ``test_data`` (made elsewhere) is taken as it is.
+        cfg: The config whose test set and metrics count.
+        results: {file: its meta data}; a file without ``test_data`` or ``metric_settings`` (made elsewhere) is taken as
+            it is.
 
     Raises:
-        ValueError: Naming the file and both test sets.
+        ValueError: Naming the file and what differs.
     """
+    own = metric_settings(cfg)
     for file, meta in results.items():
         if meta.get('test_data', test_data(cfg)) != test_data(cfg):
             raise ValueError(
                 f'{file} was measured on another test set: {meta["test_data"]} there, {test_data(cfg)} here; Delta p '
                 'compares results of one test set only'
             )
+        for task, there in (meta.get('metric_settings') or {}).items():
+            if own.get(task, there) != there:
+                raise ValueError(
+                    f'{file} was measured with other settings of the metric of {task!r}: {there} there, {own[task]} '
+                    'here; Delta p compares metrics of one definition only'
+                )
 
 
 def prepare_launch(cfg: Config) -> None:
@@ -191,3 +230,15 @@ def prepare_launch(cfg: Config) -> None:
     )
     cfg.model_wrapper_cfg = wrapper | dict(cfg.get('model_wrapper_cfg') or {})
     cfg.model_wrapper_cfg.device_ids = None
+
+
+def finish_launch() -> None:
+    """Ends the process group of a distributed run, as the last thing that every rank does.
+
+    Left to the interpreter's exit, gloo's threads may outlive what they use: the process then aborts after all is done,
+    and the launcher reports a failed run.
+    """
+    if dist.is_available() and dist.is_initialized():
+        # What is left of a Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
+        gc.collect()
+        dist.destroy_process_group()

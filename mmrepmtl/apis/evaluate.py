@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmrepmtl.apis.config import prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
@@ -55,7 +55,10 @@ def evaluate(
     cfg.load_from, cfg.resume = None, False
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if runner.distributed else runner.model
-    _load_weights(model, state['state_dict'], checkpoint)
+    load_weights(model, state['state_dict'], checkpoint)
+    meta = state.get('meta', {})
+    epoch, selection = meta.get('epoch'), meta.get('selection', 'the checkpoint given')
+    runner.logger.info(f'checkpoint: {checkpoint} of epoch {epoch or "unknown"}; selection: {selection}')
     runner.test()
     metrics = metrics_of(runner)
     delta = (
@@ -72,15 +75,15 @@ def evaluate(
         print(f'\n{comparison_table(metrics, constants)}')
         for name, value in delta.items():
             print(f'{name}: {value:+.2f} % against the single-task baseline')
-        epoch = state.get('meta', {}).get('epoch')
         save_results(
             Path(cfg.work_dir, 'test_metrics.json'),
             metrics,
             dict(
                 checkpoint=str(checkpoint),
                 test_data=test_data(cfg),
+                metric_settings=metric_settings(cfg),
                 epoch=epoch,
-                selection='the checkpoint given',
+                selection=selection,
                 constant=constants,
                 **delta,
             ),
@@ -90,7 +93,7 @@ def evaluate(
     return dict(metrics=metrics, constant=constants, delta=delta)
 
 
-def _load_weights(model, weights: dict, checkpoint: str | Path) -> None:
+def load_weights(model, weights: dict, checkpoint: str | Path) -> None:
     """Loads all weights or says which do not fit."""
     try:
         outcome = model.load_state_dict(weights, strict=False)

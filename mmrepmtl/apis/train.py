@@ -7,9 +7,11 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmrepmtl.apis.config import prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.engine.metrics_file import NO_SELECTION
+from mmrepmtl.engine.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
 
 
@@ -39,20 +41,30 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
     """Trains each task alone, one after the other, and writes their *test* metrics to ``stl.json`` in the work dir.
 
     The network, the data and the schedule are those of the multi-task run, with one head. A task's run lies in the
-    folder of its name; the last checkpoint is evaluated, so a task that was finished before a resume counts too.
+    folder of its name; its last checkpoint is evaluated, or what ``cfg.selection`` says (:func:`apply_selection`), so a
+    task that was finished before a resume counts too.
 
     Returns:
         The metrics of all tasks on ``cfg.test_dataloader``, the baseline of Delta p.
     """
     metrics: dict[str, float] = {}
+    selection = cfg.get('selection', 'last')
     for task in cfg.model.heads:
         alone = single_task_config(cfg, task)
-        train(copy.deepcopy(alone), trust_checkpoint)
+        evaluations = train(copy.deepcopy(alone), trust_checkpoint)
+        if selection == 'last10':  # their mean over the last epochs, on the test set
+            metrics |= evaluations
+            continue
         checkpoint = find_latest_checkpoint(alone.work_dir)
+        if selection == 'best-val':
+            checkpoint = Path(alone.work_dir, BEST_CHECKPOINT)
         alone.experiment_name += '_test'
         metrics |= evaluate(alone, checkpoint, constant=False, trust_checkpoint=trust_checkpoint)['metrics']
     if is_main_process():
-        meta = dict(method='stl', selection='last checkpoint, no selection', test_data=test_data(cfg))
+        names = {'last': NO_SELECTION, 'best-val': 'best-val of each task', 'last10': 'last10'}
+        meta = dict(
+            method='stl', selection=names[selection], test_data=test_data(cfg), metric_settings=metric_settings(cfg)
+        )
         save_results(Path(cfg.work_dir, 'stl.json'), metrics, meta | dict(seed=cfg.get('randomness', {}).get('seed')))
     return metrics
 

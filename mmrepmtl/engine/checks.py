@@ -4,14 +4,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmrepmtl.engine.capture import SharedCapture
+from mmrepmtl.engine.precision import DTYPES
+
 _COMPILED = (
     'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
     'shared module only (for example model.encoder = torch.compile(model.encoder)) and drop `compile` from the '
     'config'
 )
-
-
-DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def check_settings(extra_losses, loss_transform, precision, tasks) -> None:
@@ -67,6 +67,21 @@ def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[st
             "level='parameter'"
         )
     return tasks if mode == 'per_task' else []
+
+
+def check_fired(capture: SharedCapture, model: nn.Module, saw_losses: bool) -> None:
+    """Raises RuntimeError if a hook of a forward pass did not fire, so that no method acted."""
+    if not capture.fired:
+        raise RuntimeError(
+            f'MultiTaskOptimWrapper: the hook on the shared module {capture.name!r} did not fire'
+            f'{" for every task" if capture.tasks else ""}; the model must call that module itself (module(x), not '
+            'module.forward(x))'
+        )
+    if not saw_losses:
+        raise RuntimeError(
+            f"MultiTaskOptimWrapper: the hook on {type(model).__name__} did not see forward(mode='loss'); run the "
+            'model through train_step of mmengine'
+        )
 
 
 def check_names(regularizers) -> None:

@@ -236,6 +236,8 @@ class GradientAggregation:
         if isinstance(self.aggregator, GramianAggregator):
             combined = self._combine_by_gramian(micro, at_views)
         else:
+            largest_T = torch.stack([_largest(grads) for grads in at_views])
+            self._check_rows(micro, self._sum_over_ranks(largest_T))
             combined = []
             for level, view in enumerate(micro.views):
                 stacked = torch.stack([grads[level] for grads in at_views])
@@ -279,6 +281,9 @@ class GradientAggregation:
             else:
                 self._finish_by_rows(micro, parameters, losses_T, divisor)
         else:
+            if self.at_parameters:  # a frozen encoder: nothing to combine, and heads that learn all the same
+                self.weights_T = None
+                self._write_heads(None, losses_T)
             average_gradients(parameters, self.group)
         self.rows.clear()
         self._window, self._before = _Window(), None
@@ -359,6 +364,12 @@ def all_finite(grads: Sequence[Tensor]) -> bool:
     return bool(torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(list(grads), torch.inf)])).all())
 
 
+def check_gradients(parameters: Sequence[nn.Parameter], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
+    """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward."""
+    if not all_finite([p.grad for p in parameters]):
+        raise NonFinite('gradient', [tasks[t] for t in blame(parameters, objectives, {})])
+
+
 def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]) -> list[int]:
     """The tasks that alone own a parameter whose gradient is not finite, else those that share one, by number.
 
@@ -375,6 +386,11 @@ def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[n
         t for t, mine in enumerate(reached) if mine - set().union(*(m for other, m in enumerate(reached) if other != t))
     ]
     return alone or [t for t, mine in enumerate(reached) if mine]
+
+
+def _largest(grads: Sequence[Tensor]) -> Tensor:
+    """The largest magnitude, not finite if any element is not."""
+    return torch.stack([torch.linalg.vector_norm(grad.detach(), torch.inf).float() for grad in grads]).sum()
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -4,9 +4,13 @@ import torch.distributed as dist
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
+from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
+from mmrepmtl.engine.report import describe
 from mmrepmtl.evaluation import save_results
 from mmrepmtl.methods.regularizer import num_processes
 from mmrepmtl.registry import HOOKS
+
+NO_SELECTION = 'last checkpoint, no selection'
 
 
 @HOOKS.register_module()
@@ -23,6 +27,10 @@ class MetricsFileHook(Hook):
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
+
+    def before_train(self, runner) -> None:
+        """Says in the log which checkpoint counts."""
+        runner.logger.info(f'selection: {NO_SELECTION}')
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Writes the file on the first rank."""
@@ -46,18 +54,19 @@ class MetricsFileHook(Hook):
         runner.logger.info(f'MetricsFileHook: all {len(everyone)} ranks computed the same metrics')
 
     @master_only
-    def _write(self, runner) -> None:
-        describe = getattr(runner.optim_wrapper, 'describe', None)
+    def _write(self, runner, **meta) -> None:
+        wrapper = runner.optim_wrapper
         # Validation inside training follows an epoch that the counter has already taken.
         save_results(
             Path(runner.work_dir, 'metrics.json'),
             self.metrics,
             dict(
-                selection='last checkpoint, no selection',
+                selection=NO_SELECTION,
                 epoch=runner.epoch,
                 iteration=runner.iter,
                 seed=runner.seed,
                 world_size=num_processes(),
-                objective=describe() if describe else None,
-            ),
+                objective=describe(wrapper) if isinstance(wrapper, MultiTaskOptimWrapper) else None,
+            )
+            | meta,
         )

@@ -1,6 +1,7 @@
 """The objective of one forward pass: transformed, weighted losses and the regularisers' terms, with what is logged."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,26 @@ from mmrepmtl.engine.nonfinite import NonFinite
 from mmrepmtl.engine.task_losses import TaskLosses
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
 from mmrepmtl.methods.weighting import Weighting
+
+
+@dataclass
+class Step:
+    """What the forward hooks leave for the backward of the same iteration.
+
+    Attributes:
+        views: The views of Z that the heads read.
+        losses: The losses of the model.
+        objectives: Each task's weighted, transformed loss; the weight is a constant.
+        weighted: The weighting's scalar, with the gradient of what it learns.
+        rest: What belongs to no task (penalties, unclaimed losses), or None; without a graph in iterations that a
+            regulariser leaves out.
+    """
+
+    views: list[Tensor]
+    losses: TaskLosses
+    objectives: list[Tensor]
+    weighted: Tensor
+    rest: Tensor | None
 
 
 def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:

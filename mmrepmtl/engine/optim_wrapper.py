@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import (
-    DTYPES,
+    check_fired,
     check_methods,
     check_names,
     check_own_samples,
@@ -22,10 +21,11 @@ from mmrepmtl.engine.checks import (
     unwrap,
 )
 from mmrepmtl.engine.epochs import EpochWatch
-from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, all_finite, blame
+from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, check_gradients
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy, check_finite
-from mmrepmtl.engine.objective import regularize, transform_losses, weigh
+from mmrepmtl.engine.objective import Step, regularize, transform_losses, weigh
+from mmrepmtl.engine.precision import Precision
 from mmrepmtl.engine.report import describe, report_gradients
 from mmrepmtl.engine.second_look import SecondLook
 from mmrepmtl.engine.state import (
@@ -43,24 +43,12 @@ from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
 
 
-@dataclass
-class _Step:
-    """What the forward hooks leave for the backward of the same iteration."""
-
-    views: list[Tensor]
-    losses: TaskLosses
-    objectives: list[Tensor]
-    weighted: Tensor
-    rest: Tensor | None
-
-
 @OPTIM_WRAPPERS.register_module()
 class MultiTaskOptimWrapper(OptimWrapper):
     """Optim wrapper in which a loss weighting, a gradient aggregator and regularisers of Z act on any mmengine model.
 
     Nothing in the model changes: within ``optim_context`` a hook on the shared module captures Z and a hook on the
-        model
-    turns its per-task losses into the objective
+    model turns its per-task losses into the objective
 
         sum_t w_t f(L_t) + sum of the regularisers' terms,        f = log or the identity.
 
@@ -144,22 +132,20 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.regularizers: list[Regularizer] = [build_method(cfg, REGULARIZERS) for cfg in regularizers]
         check_names(self.regularizers)
         self.shared, self.tasks = shared, tasks
-        self.extra_losses, self.loss_transform, self.precision = extra_losses, loss_transform, precision
+        self.extra_losses, self.loss_transform = extra_losses, loss_transform
         self.diagnostics_interval, self.force_resume = diagnostics_interval, force_resume
-        self.loss_scale = dict(loss_scale or {})
+        self.precision = Precision(precision, loss_scale)
         self._aggregation: GradientAggregation | None = None
         self._model_parameters = [p for group in optimizer.param_groups for p in group['params']]
         learned = self.weighting.learned() + (self.aggregator.learned() if self.aggregator else [])
         self._has_learned = bool(learned)
         if learned:
             add_learned_group(self, learned, weighting_lr)
-        self.loss_scaler: torch.amp.GradScaler | None = None
-        self._scaler_state: dict | None = None
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
         self._group = None
         self._own_calls: list[str] = []
-        self._pending: _Step | None = None
+        self._pending: Step | None = None
         self._graph: list[Tensor] = []
         self._policy = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped)
         self._epochs = EpochWatch(self.weighting, self.message_hub)
@@ -187,7 +173,6 @@ class MultiTaskOptimWrapper(OptimWrapper):
             )
         self._setup_methods(prefixes)
         self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
-        device = next(inner.parameters()).device
         if num_processes() > 1 and self._group is None:
             # A group of its own: DDP's collectives during backward can never be mixed up with ours.
             self._group = dist.new_group()
@@ -195,10 +180,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             regularizer.process_group = self._group
         if self.aggregator is not None:
             self._aggregation = GradientAggregation(self.aggregator, self._group)
-        if self.precision == 'fp16' and self.loss_scaler is None:
-            self.loss_scaler = torch.amp.GradScaler(device.type, **self.loss_scale)
-            if self._scaler_state is not None:
-                self.loss_scaler.load_state_dict(self._scaler_state)
+        self.precision.prepare(next(inner.parameters()).device.type)
         self._prepared = model
         return inner
 
@@ -226,25 +208,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
             inner.register_forward_hook(lambda *call: self._after_forward(capture, *call), with_kwargs=True),
         ]
         unsynced = hasattr(model, 'no_sync') and (self._aggregation is not None or not self.should_sync())
-        dtype = DTYPES[self.precision]
         try:
-            with model.no_sync() if unsynced else nullcontext():
-                with torch.autocast(device, dtype) if dtype is not None else nullcontext():
-                    yield
+            with model.no_sync() if unsynced else nullcontext(), self.precision.autocast(device):
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
-        if not capture.fired:
-            raise RuntimeError(
-                f'MultiTaskOptimWrapper: the hook on the shared module {self.shared!r} did not fire'
-                f'{" for every task" if self._own_calls else ""}; the model must call that module itself (module(x), '
-                'not module.forward(x))'
-            )
-        if self._pending is None:
-            raise RuntimeError(
-                f"MultiTaskOptimWrapper: the hook on {type(inner).__name__} did not see forward(mode='loss'); "
-                'run the model through train_step of mmengine'
-            )
+        check_fired(capture, inner, self._pending is not None)
 
     # ---- inside the forward ----
 
@@ -258,18 +228,19 @@ class MultiTaskOptimWrapper(OptimWrapper):
         device = capture.views[0].device.type
         with torch.autocast(device, enabled=False):
             losses = collect(outputs, self._prefixes, self.extra_losses, self._group)
-            step = _Step(capture.views, losses, [], sum(losses.losses.values()), None)
-            try:
-                log = self._objective(capture, losses, step, getattr(model, 'task_slices', None))
-            except NonFinite as error:
-                self._policy.take(error, self._inner_count)
-                log = losses.log
+            step = Step(capture.views, losses, [], sum(losses.losses.values()), None)
+            log = losses.log
+            if self._policy.found is None:  # else this window makes no step, and no method is to count it
+                try:
+                    log = self._objective(capture, losses, step, getattr(model, 'task_slices', None))
+                except NonFinite as error:
+                    self._policy.take(error, self._inner_count)
         if self._second_look is not None:
             self._second_look.after_forward(model, args, kwargs)
         self._pending = step
         return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
 
-    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: _Step, slices) -> dict[str, Tensor]:
+    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: Step, slices) -> dict[str, Tensor]:
         """Fills ``step``; returns what is logged. ``slices`` are the rows of Z of tasks with samples of their own."""
         check_finite(list(losses.losses), losses.losses_T, losses.extra)
         transformed = transform_losses(losses, self.loss_transform, self._inner_count)
@@ -286,16 +257,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self.loss_transform == 'log',
             self._log_due(),
             self._group,
-            scale=self._scale(),
+            scale=self.precision.scale,
             advance=self.should_sync(),
         )
         rest = [term for term in (penalty, losses.extra) if term is not None]
         step.rest = sum(rest) if rest else None
         step.objectives = [w * value for w, value in zip(weights_T, transformed, strict=True)]
         return losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
-
-    def _scale(self) -> float:
-        return 1.0 if self.loss_scaler is None else self.loss_scaler.get_scale()
 
     # ---- backward and step ----
 
@@ -306,8 +274,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 'MultiTaskOptimWrapper: backward without a forward inside optim_context; no method acted'
             )
         step, self._pending = self._pending, None
-        if self.loss_scaler is not None:
-            self.loss_scaler.scale(loss.detach())  # creates the scaler's state
+        self.precision.start(loss.device)
         if self._policy.found is None:
             try:
                 self._backward(step, loss, kwargs)
@@ -318,25 +285,25 @@ class MultiTaskOptimWrapper(OptimWrapper):
                     report_gradients(self.message_hub, step.losses, self._aggregation, self.regularizers, self._group)
         self._inner_count += 1
 
-    def _backward(self, step: _Step, loss: Tensor, kwargs: dict) -> None:
+    def _backward(self, step: Step, loss: Tensor, kwargs: dict) -> None:
         last, factor = self.should_sync(), self.scale_loss(1.0)
         if self._aggregation is None:
-            (loss * self._scale()).backward(**kwargs)
+            (loss * self.precision.scale).backward(**kwargs)
             self._graph = step.objectives if last else []
             return
         trainable = [p for p in self._model_parameters if p.requires_grad]
         learned = self.weighting.learned()
         if learned:
-            torch.autograd.backward(step.weighted * (factor * self._scale()), inputs=learned, retain_graph=True)
+            torch.autograd.backward(step.weighted * (factor * self.precision.scale), inputs=learned, retain_graph=True)
         micro = MicroBatch(
             tasks=list(step.losses.losses),
             objectives=step.objectives,
             rest=step.rest,
             views=step.views,
-            losses_T=step.losses.losses_T,
+            losses_T=torch.stack([objective.detach() for objective in step.objectives]),
             labelled_T=step.losses.labelled_T,
             factor=factor,
-            scale=self._scale(),
+            scale=self.precision.scale,
             last=last,
         )
         self._aggregation.backward(micro, trainable)
@@ -346,8 +313,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def step(self, **kwargs) -> None:
         """Unscales, checks, clips and steps; skips the step where something was not finite."""
-        if self.loss_scaler is not None:
-            self.loss_scaler.unscale_(self.optimizer)
+        self.precision.unscale(self.optimizer)
         try:
             if self._policy.found is None:
                 self._check_gradients()
@@ -359,17 +325,12 @@ class MultiTaskOptimWrapper(OptimWrapper):
             return
         if self.clip_grad_kwargs:
             self._clip_grad()
-        if self.loss_scaler is not None:
-            self.loss_scaler.step(self.optimizer, **kwargs)
-            self.loss_scaler.update()
-        else:
-            self.optimizer.step(**kwargs)
+        self.precision.step(self.optimizer, **kwargs)
         if self._aggregation is not None:
             self._aggregation.apply_updates(self.optimizer)
         self._policy.stepped()
         if self._second_look is not None:
-            device, dtype = self._model_parameters[0].device.type, DTYPES[self.precision]
-            with torch.autocast(device, dtype) if dtype is not None else nullcontext():
+            with self.precision.autocast(self._model_parameters[0].device.type):
                 self._second_look.show(
                     self.weighting,
                     lambda outputs: collect(outputs, self._prefixes, self.extra_losses, self._group),
@@ -380,9 +341,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if self._aggregation is not None:
             return
         params = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        if not all_finite([p.grad for p in params]):
-            tasks = list(self._prefixes)
-            raise NonFinite('gradient', [tasks[t] for t in blame(params, self._graph, {})])
+        check_gradients(params, self._graph, list(self._prefixes))
 
     def _skip(self) -> None:
         """Leaves everything as it was before this window, but for the counts."""
@@ -391,8 +350,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self._aggregation.drop()
         if self._second_look is not None:
             self._second_look.forget()
-        if self.loss_scaler is not None:
-            self.loss_scaler.update(self._scale() * self.loss_scaler.get_backoff_factor())
+        self.precision.back_off()
         self._policy.skip(self._inner_count - 1)
         self.message_hub.update_scalar('train/skipped_steps', float(self._policy.total))
 
@@ -409,8 +367,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
     def state_dict(self) -> dict:
         """The optimizer's state, and under ``'multi_task'`` that of the method."""
         state = super().state_dict()
-        if self.loss_scaler is not None:
-            state['loss_scaler'] = self.loss_scaler.state_dict()
+        scaler = self.precision.state_dict()
+        if scaler is not None:
+            state['loss_scaler'] = scaler
         state['multi_task'] = method_state(self)
         return state
 
@@ -427,9 +386,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self._setup_methods({task: '' for task in own['tasks']})
         if same:
             load_method_state(self, own)
-        self._scaler_state = scaler
-        if self.loss_scaler is not None and scaler is not None:
-            self.loss_scaler.load_state_dict(scaler)
+        self.precision.load_state_dict(scaler)
         super().load_state_dict(
             state_dict
             if same

@@ -47,7 +47,7 @@ def describe(wrapper) -> str:
     parts = [
         f'{type(wrapper.weighting).__name__} of {inner} over tasks {list(wrapper._prefixes or {})}',
         f'Z = output of {wrapper.shared!r}',
-        f'precision {wrapper.precision}',
+        f'precision {wrapper.precision.name}',
         *(str(r) for r in wrapper.regularizers),
     ]
     if wrapper.aggregator is not None:

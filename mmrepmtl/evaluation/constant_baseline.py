@@ -4,6 +4,7 @@
     values = evaluate_constants(test_set, cfg.test_evaluator, constants)     # {'task/metric': value}
     print(comparison_table(model_metrics, values))
 
+Metrics with ``reduction='batch'`` are left out: they depend on the batches, which a constant's evaluation has not.
 Each metric has its own best constant (a median for one, a mean for another), so no single constant reaches all the
 values at once: it is a bar, not a model. The data sets give samples with targets as the model gets them, so build the
 training set with the test pipeline: an augmentation would change the statistics.
@@ -147,6 +148,8 @@ def _build(specs: Specs, dataset: Any) -> list[StreamingMetric]:
         specs = [specs]
     metrics = [copy.deepcopy(spec) if isinstance(spec, StreamingMetric) else METRICS.build(copy.deepcopy(spec))
                for spec in specs]
+    # Samples go by one by one here, so per-batch values would be other ones.
+    metrics = [metric for metric in metrics if getattr(metric, 'reduction', 'pixel') == 'pixel']
     for metric in metrics:
         metainfo = getattr(dataset, 'metainfo', None)
         if metainfo is not None:

@@ -63,6 +63,20 @@ class SegmentationConstants(ConstantFitter):
         return torch.full(target.shape, constant, dtype=torch.int64)
 
 
+class BinaryConstants(ConstantFitter):
+    """Yes everywhere: the metrics ask where a probability is above thresholds, and without a yes they are 0."""
+
+    def _add(self, target: Tensor) -> int:
+        return int(self.metric.valid(target).sum())
+
+    def constants(self) -> dict[str, Constant]:
+        return dict.fromkeys(self.metric.names, 1.0)
+
+    @staticmethod
+    def predict(constant: Constant, target: Tensor) -> Tensor:
+        return torch.full(target.shape, constant, dtype=torch.float32)
+
+
 class DepthConstants(ConstantFitter):
     """The median (abs_err), the median weighted by 1 / depth (rel_err) and the mean (rmse) of all valid pixels."""
 
@@ -159,6 +173,7 @@ class RegressionConstants(ConstantFitter):
 
 FITTERS: dict[str, type[ConstantFitter]] = {
     'segmentation': SegmentationConstants,
+    'binary': BinaryConstants,
     'depth': DepthConstants,
     'normals': NormalConstants,
     'classification': ClassificationConstants,

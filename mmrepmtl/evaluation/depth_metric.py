@@ -17,15 +17,18 @@ class DepthMetric(StreamingMetric):
 
     Args:
         task: See :class:`StreamingMetric`, also for the other arguments.
+        reduction: 'pixel', or 'batch': means over batches of each batch's value, as in the public code of MTAN, CAGrad,
+            Nash-MTL and FAMO.
         valid_range: Smallest and largest target that counts, both included. Default: every target above 0.
     """
 
     kind = 'depth'
     names = ('abs_err', 'rel_err', 'rmse')
+    reductions = ('pixel', 'batch')
 
     def __init__(self, task: str, target: str | None = None, prefix: str | None = None, reduction: str = 'pixel',
-                 valid_range: tuple[float, float] | None = None) -> None:
-        super().__init__(task, target, prefix, reduction)
+                 valid_range: tuple[float, float] | None = None, report: Sequence[str] | None = None) -> None:
+        super().__init__(task, target, prefix, reduction, report)
         if valid_range is not None and not 0 <= valid_range[0] < valid_range[1]:
             raise ValueError(f"DepthMetric of '{task}': valid_range is {tuple(valid_range)}, but must be (low, high) "
                              'with 0 <= low < high')
@@ -70,5 +73,10 @@ class DepthMetric(StreamingMetric):
 
     def definition(self) -> str:
         limits = 'above 0' if self.valid_range is None else f'above 0 and in {tuple(self.valid_range)}'
-        return ('abs_err and rmse in the unit of the target, rel_err = |error| / target; over all pixels of the set '
-                f'whose target is {limits} (not means of per-image or per-batch values); predictions are not clamped')
+        over = {
+            'pixel': 'over all pixels of the set whose target is {} (not means of per-image or per-batch values)',
+            'batch': 'over the pixels of each batch whose target is {}, then the mean over batches, every batch alike: '
+                     'depends on the batch size, not comparable with values over all pixels of the set'
+        }[self.reduction].format(limits)
+        return ('abs_err and rmse in the unit of the target, rel_err = |error| / target; '
+                f'{over}; predictions are not clamped')

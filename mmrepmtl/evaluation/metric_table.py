@@ -5,6 +5,9 @@ from typing import NamedTuple
 Directions = Mapping[str, bool]
 """Extra directions, ``{'task/metric' or 'metric': True where higher is better}``; they win over the table."""
 
+AVERAGE = 'avg'
+"""Stands for the task in the keys of averages over tasks, ``'avg/metric'``; no task can have this name."""
+
 
 class MetricInfo(NamedTuple):
     """Facts about one metric name."""
@@ -25,6 +28,10 @@ METRIC_TABLE: dict[str, MetricInfo] = {
     'within_11.25': MetricInfo(True),
     'within_22.5': MetricInfo(True),
     'within_30': MetricInfo(True),
+    'maxF': MetricInfo(True),
+    # A paper has one of maxF and the mean IoU for saliency: both would count the task's map twice.
+    'max_mIoU': MetricInfo(True, in_delta_p=False),
+    'odsF': MetricInfo(True),
     'top1': MetricInfo(True),
     'mae': MetricInfo(False),
 }
@@ -63,7 +70,9 @@ def higher_is_better(key: str, directions: Directions | None = None) -> bool:
 
 
 def counts_in_delta_p(key: str) -> bool:
-    """Whether the metric ``key`` counts in Delta p unless the caller chooses; unknown metrics do."""
+    """Whether the metric ``key`` counts in Delta p unless the caller chooses; unknown metrics do, averages don't."""
+    if key.startswith(f'{AVERAGE}/'):
+        return False
     info = METRIC_TABLE.get(metric_name(key))
     return info is None or info.in_delta_p
 

@@ -20,11 +20,14 @@ class NormalMetric(StreamingMetric):
     direction, counts as 90 degrees.
 
     Args:
-        task: See :class:`StreamingMetric`, also for the other arguments.
+        task: See :class:`StreamingMetric`, also for the other arguments. PASCAL-Context's mErr is ``mean``.
+        reduction: 'pixel', or 'batch': means over batches of each batch's value, the median included, as in the public
+            code of MTAN, CAGrad, Nash-MTL and FAMO.
     """
 
     kind = 'normals'
     names = ('mean', 'median', *THRESHOLDS)
+    reductions = ('pixel', 'batch')
 
     def valid(self, target: Tensor) -> Tensor:
         """Mask of the pixels that count: (3, ...) -> (...)."""
@@ -66,8 +69,13 @@ class NormalMetric(StreamingMetric):
         } | {name: int(totals[name]) / count * 100 for name in THRESHOLDS}
 
     def definition(self) -> str:
-        return ('angles in degrees, shares in percent, over all valid pixels of the set (not means of per-image or '
-                f'per-batch values); the median comes from a histogram with bins of {180 / BINS:g} degree')
+        over = {
+            'pixel': 'over all valid pixels of the set (not means of per-image or per-batch values)',
+            'batch': 'over the valid pixels of each batch, then the mean over batches, every batch alike, medians '
+                     'included: depends on the batch size, not comparable with values over all pixels of the set'
+        }[self.reduction]
+        return (f'angles in degrees, shares in percent, {over}; the median comes from a histogram with bins of '
+                f'{180 / BINS:g} degree')
 
 
 def angles_degrees(a: Tensor, b: Tensor) -> Tensor:

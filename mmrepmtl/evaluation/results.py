@@ -2,10 +2,11 @@
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mmrepmtl.utils.files import whole_file
 
 
 def save_results(path: str | os.PathLike, metrics: Mapping[str, float], meta: Mapping[str, Any] | None = None) -> None:
@@ -16,24 +17,14 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, float], meta: Ma
         metrics: ``{'task/metric': value}``.
         meta: What else to keep, of JSON's types: checkpoint, method, seed, ...
     """
-    path = Path(path)
     numbers = {key: float(value) for key, value in metrics.items()}
     content = {
         'metrics': {key: value if math.isfinite(value) else None for key, value in numbers.items()},
         'meta': dict(meta or {})
     }
     text = json.dumps(content, indent=2, allow_nan=False) + '\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the file, since a rename is atomic only inside one file system.
-    partial = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-    try:
-        with open(partial, 'w', encoding='utf-8') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def load_results(path: str | os.PathLike) -> tuple[dict[str, float], dict[str, Any]]:

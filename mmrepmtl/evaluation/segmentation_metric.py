@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,15 +19,19 @@ class SegmentationMetric(StreamingMetric):
 
     Args:
         task: See :class:`StreamingMetric`, also for the other arguments.
+        reduction: 'pixel', or 'batch': means over batches of the mean over each batch's images, as in MTAN's first
+            release. The public code of CAGrad, Nash-MTL and FAMO has one confusion matrix here, which is 'pixel', and
+            per-batch values for depth and normals only. MTAN also counts predictions on void pixels; this does not.
         num_classes: Number of classes. Default: from the data set's ``metainfo['targets'][target]['classes']``.
     """
 
     kind = 'segmentation'
     names = ('mIoU', 'pixAcc')
+    reductions = ('pixel', 'batch')
 
     def __init__(self, task: str, target: str | None = None, prefix: str | None = None, reduction: str = 'pixel',
-                 num_classes: int | None = None) -> None:
-        super().__init__(task, target, prefix, reduction)
+                 num_classes: int | None = None, report: Sequence[str] | None = None) -> None:
+        super().__init__(task, target, prefix, reduction, report)
         self._num_classes = num_classes
 
     @property
@@ -84,7 +89,20 @@ class SegmentationMetric(StreamingMetric):
             'pixAcc': int(totals['confusion'].diagonal().sum()) / int(totals['count']) * 100
         }
 
+    def batch_values(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float] | None:
+        """The mean over the images that have a labelled pixel, each with its own confusion matrix."""
+        pairs = zip(predictions, targets, strict=True)
+        images = [super(SegmentationMetric, self).batch_values([one], [other]) for one, other in pairs]
+        images = [values for values in images if values is not None]
+        if not images:
+            return None
+        return {name: math.fsum(values[name] for values in images) / len(images) for name in self.names}
+
     def definition(self) -> str:
+        if self.reduction == 'batch':
+            return ('mIoU and pixAcc in percent of each image, from its own confusion matrix, over the classes that '
+                    "occur in it or in its prediction; then the mean over each batch's images and over batches, every "
+                    'batch alike: depends on the batch size, not comparable with values from one confusion matrix')
         return ('mIoU and pixAcc in percent, from one confusion matrix of all labelled pixels of the set; mIoU is the '
                 'mean over the classes that occur in the ground truth or in the predictions')
 

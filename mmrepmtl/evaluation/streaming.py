@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, get_rank, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from torch import Tensor
@@ -55,24 +55,35 @@ class StreamingMetric(BaseMetric):
         task: Name of the task; its prediction is ``sample['pred'][task]``.
         target: Name of the ground truth, ``sample['gt'][target]``. Default: the task's name.
         prefix: First part of the metrics' keys. Default: the task's name.
-        reduction: 'pixel': over all valid elements of the set.
+        reduction: 'pixel': over all valid elements of the set. 'batch', where the literature has it: the mean over
+            batches of each batch's own value (:meth:`batch_values`), every batch with a valid element alike. It depends
+            on how samples are grouped into batches, so it is for one process only.
+        report: Names of the metrics to give, a part of the class's ``names``. Default: all.
 
     Raises:
-        ValueError: The reduction is not available.
+        ValueError: The reduction is not available, or a name in ``report`` is unknown; 'batch' with several processes.
     """
 
     kind: str
     names: tuple[str, ...]
+    reductions: tuple[str, ...] = ('pixel',)
 
     def __init__(self, task: str, target: str | None = None, prefix: str | None = None,
-                 reduction: str = 'pixel') -> None:
+                 reduction: str = 'pixel', report: Sequence[str] | None = None) -> None:
         super().__init__(prefix=prefix or task)
-        if reduction != 'pixel':
+        if reduction not in self.reductions:
             raise ValueError(f"{type(self).__name__} of '{task}': reduction='{reduction}' is not available, only "
-                             "'pixel' (over all valid elements of the set; means of per-batch values differ from it)")
+                             f'{" and ".join(map(repr, self.reductions))} (over all valid elements of the set; means '
+                             'of per-batch values differ from it)')
+        unknown = sorted(set(report or ()) - set(self.names))
+        if unknown or (report is not None and not report):
+            raise ValueError(f"{type(self).__name__} of '{task}': report={list(report)} is not a part of its metrics "
+                             f'{", ".join(self.names)}')
         self.task = task
         self.target = target or task
         self.reduction = reduction
+        if report is not None:
+            self.names = tuple(name for name in self.names if name in report)
         self._definition_logged = False
         self.reset()
 
@@ -97,6 +108,11 @@ class StreamingMetric(BaseMetric):
     @abstractmethod
     def definition(self) -> str:
         """How the metrics are defined where the literature has several definitions; logged once."""
+
+    def batch_values(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float] | None:
+        """The metrics of one batch's labelled samples for ``reduction='batch'``; None without a valid element."""
+        totals = {name: value.cpu() for name, value in self.statistics(predictions, targets).items()}
+        return self.compute(totals) if totals['count'] > 0 else None
 
     def describe(self, totals: Totals) -> str | None:
         """Details for the log beside the metrics."""
@@ -124,8 +140,12 @@ class StreamingMetric(BaseMetric):
         if not data_samples:
             return
         self.check_meta()
+        self._check_processes()
         keys = [self._key(sample) for sample in data_samples]
-        before, last = self._statistics(data_samples[:-1]), self._statistics(data_samples[-1:])
+        if self.reduction == 'batch':
+            before, last = self._batch_statistics(data_samples), None
+        else:
+            before, last = self._statistics(data_samples[:-1]), self._statistics(data_samples[-1:])
         # Only now, so that a refused batch leaves the state as it was.
         self._totals = _add(_add(self._totals, self._last), before)
         self._last = last
@@ -144,6 +164,7 @@ class StreamingMetric(BaseMetric):
             ValueError: The ranks' samples are not the set's, each once (the padding of a sampler aside).
         """
         try:
+            self._check_processes()
             totals = self._reduce(size)
             if is_main_process():
                 self._log(totals, size)
@@ -153,7 +174,7 @@ class StreamingMetric(BaseMetric):
 
     def local_metrics(self) -> dict[str, float]:
         """The metrics over what this process has seen, without communication or checks; keeps the state."""
-        return self._prefixed(_add(_add(self.zeros(), self._totals), self._last))
+        return self._prefixed(_add(_add(self._zeros(), self._totals), self._last))
 
     def check_meta(self) -> None:
         """Raises ValueError if the data set's meta information has no such target, or one of another kind."""
@@ -172,11 +193,46 @@ class StreamingMetric(BaseMetric):
         """Not used: the metrics come from totals, not from a list of results."""
         raise NotImplementedError(f'{type(self).__name__} computes from totals: see compute()')
 
+    def _check_processes(self) -> None:
+        if self.reduction == 'batch' and get_world_size() > 1:
+            raise ValueError(f"{type(self).__name__} of '{self.task}': reduction='batch' depends on how samples are "
+                             f'grouped into batches, so it is for one process, but there are {get_world_size()}; '
+                             "evaluate in one process, or use reduction='pixel'")
+
+    def _zeros(self) -> Totals:
+        if self.reduction == 'batch':
+            values = torch.zeros(len(self.names), dtype=torch.float64)
+            return {'count': torch.tensor(0), 'values': values}
+        return self.zeros()
+
     def _prefixed(self, totals: Totals) -> dict[str, float]:
-        values = self.compute(totals) if totals['count'] > 0 else dict.fromkeys(self.names, math.nan)
-        return {f'{self.prefix}/{name}': value for name, value in values.items()}
+        if totals['count'] == 0:
+            values = dict.fromkeys(self.names, math.nan)
+        elif self.reduction == 'batch':
+            values = dict(zip(self.names, (totals['values'] / totals['count']).tolist(), strict=True))
+        else:
+            values = self.compute(totals)
+        return {f'{self.prefix}/{name}': values[name] for name in self.names}
+
+    def _batch_statistics(self, samples: Sequence[dict]) -> Totals | None:
+        """One batch as one element: 'count' is the number of batches with a valid element."""
+        predictions, targets = self._labelled(samples)
+        if not targets:
+            return None
+        values = self.batch_values(predictions, targets)
+        totals = {'samples': torch.tensor(len(targets)), 'count': torch.tensor(int(values is not None))}
+        values = values or dict.fromkeys(self.names, 0.0)
+        return totals | {'values': torch.tensor([values[name] for name in self.names], dtype=torch.float64)}
 
     def _statistics(self, samples: Sequence[dict]) -> Totals | None:
+        predictions, targets = self._labelled(samples)
+        if not targets:
+            return None
+        totals = {name: value.cpu() for name, value in self.statistics(predictions, targets).items()}
+        return totals | {'samples': torch.tensor(len(targets))}
+
+    def _labelled(self, samples: Sequence[dict]) -> tuple[list[Tensor], list[Tensor]]:
+        """Checked predictions and targets of the labelled samples."""
         predictions, targets = [], []
         for sample in samples:
             target = sample.get('gt', {}).get(self.target)
@@ -197,14 +253,11 @@ class StreamingMetric(BaseMetric):
                 raise ValueError(f'{where}: {error}') from error
             predictions.append(prediction)
             targets.append(target)
-        if not targets:
-            return None
-        totals = {name: value.cpu() for name, value in self.statistics(predictions, targets).items()}
-        return totals | {'samples': torch.tensor(len(targets))}
+        return predictions, targets
 
     def _reduce(self, size: int) -> Totals:
         """Sums the totals over all ranks: integers by all-reduce, the few floats in the order of the ranks."""
-        zeros = self.zeros() | {'samples': torch.tensor(0)}
+        zeros = self._zeros() | {'samples': torch.tensor(0)}
         floats = [name for name, value in zeros.items() if value.is_floating_point()]
         integers = [name for name in zeros if name not in floats]
         parts = [_add(zeros, part) for part in (self._totals, self._last)]
@@ -248,6 +301,8 @@ class StreamingMetric(BaseMetric):
         if totals['count'] == 0:
             print_log(f"{self.prefix}: {int(totals['samples'])} of {size} samples have the target '{self.target}', "
                       'none of them a valid element: the metrics are nan', logger='current', level=logging.WARNING)
+        elif self.reduction == 'batch':
+            print_log(f'{self.prefix}: means over {int(totals["count"])} batches', logger='current')
         elif (details := self.describe(totals)) is not None:
             print_log(details, logger='current')
 

@@ -19,6 +19,8 @@ CONFIGS = [
     dict(type='NormalMetric', task='normal'),
     dict(type='ClassificationMetric', task='scene'),
     dict(type='RegressionMetric', task='pose'),
+    dict(type='SaliencyMetric', task='saliency'),
+    dict(type='EdgeMetric', task='edge', thresholds=5, max_distance=0.2),
     dict(type='DepthMetric', task='never')
 ]
 # name: (samples, DefaultSampler's arguments)
@@ -45,7 +47,9 @@ def make_sample(index):
         'depth': (rand(1, 4, 5), rand(1, 4, 5)),
         'normal': (normal, normal + rand(3, 4, 5) - 0.2),
         'scene': ((rand(1) * 2).long()[0] % 2, rand(2)),
-        'pose': (rand(3), rand(3))
+        'pose': (rand(3), rand(3)),
+        'saliency': ((rand(4, 5) > 0.6).long(), rand(4, 5).clamp(max=1)),
+        'edge': ((rand(4, 5) > 0.6).long(), rand(4, 5).clamp(max=1))
     }
     sample = MultiTaskDataSample(metainfo=dict(sample_idx=index, img_path=f'{index}.png'))
     for number, (task, (target, prediction)) in enumerate(values.items()):

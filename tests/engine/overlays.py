@@ -1,19 +1,30 @@
 """The methods as ``--method`` names them: the settings of every overlay, for tests that run over all of them."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
 
 from mmrepmtl.engine.methods import build_method
-from mmrepmtl.registry import WEIGHTINGS
+from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'methods'
 
 
-def settings_of(name: str) -> dict:
-    """The overlay's arguments of MultiTaskOptimWrapper, as plain dicts."""
+@cache
+def _overlay(name: str) -> dict:
     settings = Config.fromfile(FOLDER / f'{name}.py').to_dict()['optim_wrapper']
     settings.pop('type')
+    return settings
+
+
+def settings_of(name: str) -> dict:
+    """The overlay's arguments of MultiTaskOptimWrapper, as plain dicts; NAME@LEVEL sets the level of its aggregator."""
+    name, _, level = name.partition('@')
+    settings = copy.deepcopy(_overlay(name))
+    if level:
+        settings['aggregator']['level'] = level
     return settings
 
 
@@ -23,11 +34,32 @@ AGGREGATED = [name for name in METHODS if settings_of(name)['aggregator']]
 WEIGHTED = [name for name in METHODS if not settings_of(name)['aggregator']]
 
 
+def other_levels(name: str) -> list[str]:
+    """NAME@LEVEL for each level that an aggregator has beside that of its overlay."""
+    aggregator = build_method(settings_of(name)['aggregator'], AGGREGATORS)
+    return [f'{name}@{level}' for level in aggregator.levels if level != aggregator.level]
+
+
+#: Every method at every level.
+CASES = METHODS + [case for name in AGGREGATED for case in other_levels(name)]
+
+
+def is_at_parameters(name: str) -> bool:
+    return build_method(settings_of(name)['aggregator'], AGGREGATORS).level == 'parameter'
+
+
+#: So that few steps reach every phase.
+SHORT = {
+    'STCH': dict(warmup_epochs=1),
+    'IGBv2': dict(buffer_size=16, random_epochs=1, learn_after=1, update_every=2),
+}
+
+
 def without_epochs(settings: dict) -> dict:
     """For loops without epochs: methods that average over them get an interval of two steps."""
     weighting = settings['weighting']
     if weighting and build_method(weighting, WEIGHTINGS).per_epoch:
-        return dict(settings, weighting=dict(weighting, interval=2))
+        return dict(settings, weighting=dict(weighting, interval=2) | SHORT.get(weighting['type'], {}))
     return settings
 
 

@@ -10,19 +10,21 @@ mmseg_models = pytest.importorskip('mmseg.models', reason='mmseg is not installe
 
 def segmentor():
     from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import DefaultScope
     from mmseg.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
     torch.manual_seed(0)
     norm = dict(type='BN')
-    head = dict(type='mmseg.FCNHead', channels=8, num_convs=1, concat_input=False, dropout_ratio=0, num_classes=3)
+    head = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, dropout_ratio=0, num_classes=3)
     head |= dict(norm_cfg=norm, align_corners=False)
-    model = mmseg_models.EncoderDecoder(
-        data_preprocessor=dict(type='mmseg.SegDataPreProcessor', size=(32, 32)),
-        backbone=dict(type='mmseg.ResNet', depth=18, base_channels=8, norm_cfg=norm, num_stages=4, out_indices=(2, 3)),
-        decode_head=dict(head, in_channels=64, in_index=1),
-        auxiliary_head=dict(head, in_channels=32, in_index=0),
-    )
+    with DefaultScope.overwrite_default_scope('mmseg'):  # of the losses that mmseg's heads name themselves
+        model = mmseg_models.EncoderDecoder(
+            data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32)),
+            backbone=dict(type='ResNet', depth=18, base_channels=8, norm_cfg=norm, num_stages=4, out_indices=(2, 3)),
+            decode_head=dict(head, in_channels=64, in_index=1),
+            auxiliary_head=dict(head, in_channels=32, in_index=0),
+        )
     return revert_sync_batchnorm(model)
 
 

@@ -4,19 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.overlays import CASES, ready, settings_of
+from tests.engine.test_optim_wrapper import run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model
 
 NAN = float('nan')
-SETTINGS = {
-    'ew': dict(),
-    'rep-mtl': dict(loss_transform='log', regularizers=[REP]),
-    'pcgrad': dict(aggregator=dict(type='PCGrad')),
-    'pcgrad-z': dict(aggregator=dict(type='PCGrad', level='representation')),
-    'uw': dict(weighting=dict(type='UncertaintyWeighting')),
-    'dwa': dict(weighting=dict(type='DWA', interval=1)),
-    'famo': dict(weighting=dict(type='FAMO')),
-}
+#: Named after their overlays; at Z and at the parameters, with weights or state and without.
+GRADIENTS = ('ew', 'uw', 'pcgrad', 'pcgrad@representation', 'graddrop', 'db-mtl', 'nash-mtl', 'mtadam')
 
 
 class Poisoned(torch.autograd.Function):
@@ -60,54 +54,65 @@ def bad_batch(seed=9):
     return batch
 
 
+def tensors(tree):
+    """All tensors in nested state, copied."""
+    if isinstance(tree, torch.Tensor):
+        return [tree.detach().nan_to_num().clone()]
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for value in values for tensor in tensors(value)]
+
+
 def state_of(model, wrapper):
     """Everything that the next step depends on."""
-    weights = [p.detach().clone() for p in model.parameters()]
-    optimizer = [v.clone() for s in wrapper.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-    method = list(wrapper.weighting.state_dict().values())
-    if wrapper.aggregator is not None:
-        method += wrapper.aggregator.state_dict().values()
-    return weights + optimizer + [v.nan_to_num().clone() for v in method if torch.is_tensor(v)]
+    state = wrapper.state_dict()
+    return tensors([list(model.parameters()), state['state'], state['multi_task']])
 
 
-@pytest.mark.parametrize('accumulation', [1, 2])
-@pytest.mark.parametrize('name', SETTINGS)
-def test_a_loss_that_is_not_finite_costs_one_step_and_nothing_else(name, accumulation):
-    model = make_model()
-    wrapper = wrap(model, on_nonfinite='skip', accumulative_counts=accumulation, **SETTINGS[name])
-    good = [make_batch(seed=i) for i in range(2 * accumulation)]
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize('place', [0, -1])
+@pytest.mark.parametrize('name', CASES)
+def test_a_loss_that_is_not_finite_costs_one_step_and_nothing_else(name, place):
+    """In the first or the last micro-batch of a window: the whole window is as if it had not been."""
+    size = 2 * settings_of(name).get('accumulative_counts', 1)
+    build = dict(on_nonfinite='skip', **ready(name, accumulative_counts=size))
+    model, other = make_model(), make_model()
+    wrapper, reference = wrap(model, **build), wrap(other, **build)
+    good = [make_batch(seed=i) for i in range(size)]
     run(model, wrapper, good)
     before = state_of(model, wrapper)
-    run(model, wrapper, [make_batch(seed=5)] * (accumulation - 1) + [dict(good[0], c=good[0]['c'] * NAN)])
-    assert all(torch.equal(p, q) for p, q in zip(before, state_of(model, wrapper), strict=True))
+    bad = [make_batch(seed=5) for _ in range(size)]
+    bad[place]['c'] *= NAN
+    run(model, wrapper, bad)
+    assert same(before, state_of(model, wrapper))
     assert wrapper.message_hub.get_scalar('train/skipped_steps').current() == 1
-    other = make_model()
-    reference = wrap(other, on_nonfinite='skip', accumulative_counts=accumulation, **SETTINGS[name])
-    run(other, reference, good + good)
     run(model, wrapper, good)
+    run(other, reference, good + good)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize('name', ['ew', 'pcgrad', 'pcgrad-z', 'uw'])
+@pytest.mark.parametrize('name', GRADIENTS)
 @pytest.mark.parametrize('where', ['head', 'z'])
 def test_a_gradient_that_is_not_finite_is_named_or_skipped(name, where):
     model = make_model(cls=BadGradient)
     model.where = where
-    wrapper = wrap(model, **SETTINGS[name])
+    wrapper = wrap(model, **ready(name))
     run(model, wrapper, [make_batch()])
     # Of a gradient that is lost on its way through the shared encoder no single task can be told.
-    known = where == 'head' or name.startswith('pcgrad')
+    known = where == 'head' or wrapper.aggregator is not None
     tasks = "task 'b'" if known else r"tasks \['a', 'b', 'c'\]"
     with pytest.raises(FloatingPointError, match=f'the gradient of {tasks} is not finite in iteration 1'):
         run(model, wrapper, [bad_batch()])
 
     model = make_model(cls=BadGradient)
     model.where = where
-    wrapper = wrap(model, on_nonfinite='skip', **SETTINGS[name])
+    wrapper = wrap(model, on_nonfinite='skip', **ready(name))
     run(model, wrapper, [make_batch()])
     before = state_of(model, wrapper)
     run(model, wrapper, [bad_batch()])
-    assert all(torch.equal(p, q) for p, q in zip(before, state_of(model, wrapper), strict=True))
+    assert same(before, state_of(model, wrapper))
 
 
 def test_too_many_skipped_steps_in_a_row_stop_training():
@@ -125,9 +130,20 @@ def test_overflows_of_float16_are_errors_only_when_there_are_many_in_a_row():
     batch = make_batch(dtype=torch.float32)
     bad = dict(batch, c=batch['c'] * 1e30)
     run(model, wrapper, [batch, bad, bad, batch, bad, bad])
-    assert wrapper.loss_scaler.get_scale() == 16.0
+    assert wrapper.precision.scaler.get_scale() == 16.0
     with pytest.raises(FloatingPointError, match="3 steps in a row were skipped.*loss of task 'c'"):
         run(model, wrapper, [bad])
+
+
+def test_the_scale_of_float16_grows_after_so_many_steps_in_a_row():
+    model = make_model(dtype=torch.float32)
+    wrapper = wrap(model, precision='fp16', loss_scale=dict(init_scale=256.0, growth_interval=2))
+    batch = make_batch(dtype=torch.float32)
+    scales = []
+    for each in (batch, dict(batch, c=batch['c'] * 1e30), batch, batch):
+        run(model, wrapper, [each])
+        scales.append(wrapper.precision.scale)
+    assert scales == [256.0, 128.0, 128.0, 256.0]
 
 
 def test_the_counts_are_part_of_the_checkpoint():

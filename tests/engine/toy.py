@@ -68,6 +68,44 @@ def max_difference(model, other) -> float:
     return max(float((p - q).detach().abs().max()) for p, q in pairs) / largest
 
 
+class Masked(ToyModel):
+    """Each sample says in ``has`` which tasks it is labelled for; losses are means over the labelled samples of all
+    ranks, as this package's own models make them."""
+
+    def sample_losses(self, inputs, a, b, c):
+        """The loss of each sample, (B,) for each task."""
+        z = self.encoder(inputs)
+        return dict(
+            a=nn.functional.cross_entropy(self.heads['a'](z), a, reduction='none').flatten(1).mean(1),
+            b=(self.heads['b'](z) - b).abs().flatten(1).mean(1),
+            c=((self.heads['c'](z) - c) ** 2).flatten(1).mean(1),
+        )
+
+    def forward(self, inputs, a, b, c, has, mode='loss'):
+        assert mode == 'loss'
+        counts, world = has.sum(0), 1
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+            world = torch.distributed.get_world_size()
+        found = {}
+        for t, (task, losses) in enumerate(self.sample_losses(inputs, a, b, c).items()):
+            found[f'{task}.loss'] = (losses * has[:, t]).sum() * world / counts[t].clamp(min=1)
+            found[f'{task}.labelled'] = (counts[t] > 0).float()
+        return found
+
+
+def masked_batch(size: int = 8, seed: int = 0, dtype=torch.float64) -> dict:
+    """In turn: all labels; b in the first half only; no b; all labels; a in the last quarter only."""
+    has = torch.ones(size, 3, dtype=dtype)
+    if seed % 5 == 1:
+        has[size // 2 :, 1] = 0
+    elif seed % 5 == 2:
+        has[:, 1] = 0
+    elif seed % 5 == 4:
+        has[: -(size // 4), 0] = 0
+    return make_batch(size, seed, dtype) | dict(has=has)
+
+
 class OwnSamples(ToyModel):
     """Every task has samples of its own: the batch's parts in the order of the tasks, 3, 4 and 2 of 9."""
 

@@ -341,8 +341,9 @@ def test_classes_come_from_the_data_set():
         other.process(None, [make_sample(1).to_dict()])
 
 
-@pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
-def test_other_reductions_are_refused(config):
+@pytest.mark.parametrize('task', ['scene', 'pose'])
+def test_other_reductions_are_refused(task):
+    config = CONFIGS[task]
     with pytest.raises(ValueError, match="reduction='batch' is not available"):
         METRICS.build(config | dict(reduction='batch'))
     assert isinstance(METRICS.build(config | dict(reduction='pixel')), StreamingMetric)

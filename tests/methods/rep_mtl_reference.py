@@ -73,3 +73,20 @@ def batch(samples: int = 4, seed: int = 1, dtype: torch.dtype = torch.float64) -
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """A copy of each parameter's gradient."""
     return {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def literal_saliency(losses, z, log=True):
+    """Eq. 3, of log losses or of losses, in the graph."""
+    return torch.stack([torch.autograd.grad(loss, z, create_graph=True)[0] / (loss.detach() if log else 1)
+                        for loss in losses.values()])
+
+
+def literal_penalty(losses, z, log=True, weights=(0.9, 0.9), temperature=1.0):
+    """Both terms, weighted."""
+    saliency = literal_saliency(losses, z, log)
+    return weights[0] * literal_tsr(saliency) + weights[1] * literal_csa(saliency, temperature)
+
+
+def total(terms):
+    """The penalty."""
+    return terms['loss_tsr'] + terms['loss_csa']

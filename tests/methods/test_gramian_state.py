@@ -76,8 +76,10 @@ def test_gradvac_of_opposed_gradients_is_zero_and_learns_on():
     for _ in range(3):
         combined, weights = method(rows([1, 0, 0], [-2, 0, 0], [0, 0, 0]), torch.ones(3))
         assert combined.norm() < 1e-12
-        assert torch.isfinite(weights).all() and torch.isfinite(method.targets_TT).all()
     assert method.targets_TT[0, 1] == pytest.approx(-0.875)
+    for _ in range(20):
+        weights = method(rows([1, 0, 0], [-2, 0, 0], [0, 3, 1]), torch.ones(3))[1]
+        assert torch.isfinite(weights).all() and torch.isfinite(method.targets_TT).all()
     with pytest.raises(ValueError, match='beta'):
         GradVac(beta=1.5)
 
@@ -155,12 +157,13 @@ def batches(seed, noise=0.5):
     return mean + noise * normal(3, 3, 6, seed=seed)
 
 
+@pytest.mark.parametrize('factors', [(1.0, 2.0, 0.1), (1.0, 1e4, 10.0)])
 @pytest.mark.parametrize('scale', [1e-14, 1.0, 1e6])
-def test_sdmgrad_equals_the_algorithm_on_full_gradients(scale):
+def test_sdmgrad_equals_the_algorithm_on_full_gradients(scale, factors):
     settings = dict(lambda_=0.3, n_iter=15, lr=0.5, momentum=0.5)
     method, weights = ready(SDMGrad(**settings)), torch.full((3,), 1 / 3, dtype=torch.float64)
     for step in range(5):
-        gradients = batches(step) * rows([1.0], [2], [0.1]) * scale
+        gradients = batches(step) * rows(*factors)[:, None] * scale
         combined, applied = method(gradients, torch.ones(3))
         want, weights = reference.direction_oriented(gradients, weights, **settings)
         assert relative_error(combined, want) < 1e-9

@@ -14,6 +14,20 @@ def split(gradients):
     return solvers.cosines_and_norms(gradients @ gradients.T)
 
 
+def bundles(seed, size=None, noise=None):
+    """Gradients that are parallel or opposed to one of a few up to some noise."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return int(torch.randint(low, high, (1,), generator=draw))
+
+    num_tasks, size, exponent = number(3, 14), size or number(1, 16), number(1, 7)
+    base = torch.randn(number(1, 4), size, generator=draw, dtype=torch.float64)
+    signs = torch.randint(0, 2, (num_tasks, 1), generator=draw) * 2 - 1
+    gradients = base[torch.randint(0, len(base), (num_tasks,), generator=draw)] * signs
+    return gradients + (noise or 10.0**-exponent) * torch.randn(gradients.shape, generator=draw, dtype=torch.float64)
+
+
 def test_absent_tasks_are_no_part_of_a_problem():
     gradients = normal(4, 5) * torch.tensor([[1.0], [0], [1], [0]])
     asked = []
@@ -117,11 +131,9 @@ def test_projection_on_the_dual_cone_is_that_of_every_face(name):
 
 def test_a_cone_as_narrow_as_rounding_is_left_by_nothing():
     """Gradients that are parallel or opposed up to 1e-9: the Gramian cannot tell, and the result must not conflict."""
-    for seed in range(50):
-        signs = torch.tensor([1.0, -1, 1, 1, -1, -1])[:, None]
-        gradients = normal(1, 5, seed=seed) * signs + 1e-9 * normal(6, 5, seed=seed + 100)
-        cosines, norms = split(gradients)
-        for task in torch.eye(6, dtype=torch.float64):
+    for seed in range(100):
+        cosines, _ = split(bundles(seed, noise=1e-9))
+        for task in torch.eye(len(cosines), dtype=torch.float64):
             projected = solvers.project_on_dual_cone(cosines, task)
             assert (cosines @ projected > -1e-6 * projected.abs().sum()).all()
 
@@ -153,6 +165,21 @@ def test_fair_coefficients_need_many_steps_near_the_limit_and_get_there():
     cosines, _ = split(gradients)
     b = solvers.fair_coefficients(cosines, torch.ones(2, dtype=torch.float64), 1.0)
     assert torch.allclose(b, (1 + cosines[0, 1]).rsqrt().expand(2), rtol=1e-6)
+
+
+def test_gradients_that_cancel_are_told_from_those_that_do_not():
+    """However ill-conditioned: there is a bargain, or a combination of the unit gradients that is as good as zero."""
+    found = []
+    for seed in range(150):
+        gradients = bundles(seed, size=2)
+        cosines, norms = split(gradients)
+        weights, stationary = solvers.min_norm_weights(cosines)
+        shortest = float((weights @ (gradients / norms[:, None])).norm())
+        assert stationary == (shortest < 1e-6)
+        b = solvers.fair_coefficients(cosines, torch.ones_like(norms), 1.0)
+        assert (b is None) == stationary
+        found.append(stationary)
+    assert 0 < sum(found) < len(found)
 
 
 def test_projection_on_the_simplex():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mmrepmtl.methods.aggregation import DBMTL, ExcessMTL, GradDrop, MetaBalance, MoCo, MTAdam
-from mmrepmtl.methods.aggregation.moco import project_on_simplex
 from tests.methods import stateful_reference as reference
 from tests.methods.stateful_reference import SIZES, build, history, run, saved
 
@@ -75,14 +74,6 @@ def test_moco_reaches_the_point_of_least_norm():
     difference = gradients[0] - gradients[1]
     share = -(gradients[1] @ difference) / (difference @ difference)
     assert torch.allclose(combined, gradients[1] + share * difference, rtol=1e-8)
-
-
-def test_the_projection_is_the_nearest_point_of_the_simplex():
-    generator = torch.Generator().manual_seed(0)
-    for size in (1, 2, 5):
-        for _ in range(20):
-            values = 2 * torch.randn(size, generator=generator, dtype=torch.float64)
-            assert torch.allclose(project_on_simplex(values), reference.nearest_on_simplex(values), atol=1e-12)
 
 
 def test_excess_mtl_multiplies_weights_by_the_exponential_of_the_relative_excess_risk():

@@ -144,6 +144,14 @@ def test_the_order_of_the_tasks_does_not_matter(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_no_setup_is_needed(name):
+    """As in a plain loop: ``weighting(losses_T)``."""
+    ready = WEIGHTINGS.get(name)()
+    ready.setup(3)
+    assert torch.equal(WEIGHTINGS.get(name)()(LOSSES), ready(LOSSES))
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_every_task_gets_a_positive_weight(name):
     weighting = build(name, **SHORT.get(name, {}))
     scalar, w = weights(weighting, LOSSES)

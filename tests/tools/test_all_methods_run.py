@@ -1,9 +1,11 @@
 """Every method of the command line through mmengine's Runner: two epochs, and the second resumed from the first."""
 
+import gc
 import math
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmrepmtl.apis import available_methods, load_config, train
@@ -19,13 +21,29 @@ def run(folder, method: str, name: str, regularizer: str | None = None, **change
     cfg.train_cfg.update(max_epochs=2, val_interval=2)
     cfg.train_dataloader.dataset.num_samples = 12  # three batches: a window of sdmgrad's
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
-    return train(cfg)
+    return train(Config(cfg.to_dict(), format_python_code=False))  # half of a run is laying out its config
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _few_objects():
+    """Every data set collects garbage, and need not go through all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
 def _scope():
     yield
     DefaultScope._instance_dict.clear()
+
+
+def test_each_batch_of_a_method_that_takes_several_is_as_large_as_the_configs(tmp_path):
+    assert load_config(TINY, method='sdmgrad').optim_wrapper.accumulative_counts == 3
+    accumulating = tmp_path / 'accumulating.py'
+    accumulating.write_text(f'_base_ = [{str(TINY)!r}]\noptim_wrapper = dict(accumulative_counts=2)\n')
+    assert load_config(accumulating, method='sdmgrad').optim_wrapper.accumulative_counts == 6
+    assert load_config(accumulating, method='pcgrad').optim_wrapper.accumulative_counts == 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+#: Columns of the gradients that are worked on at once in float64.
+COLUMNS = 2**18
+
 
 class Aggregator(nn.Module):
     """Base of gradient aggregators: T task gradients become the one gradient of the shared parameters.
@@ -59,7 +62,7 @@ class Aggregator(nn.Module):
             )
 
     def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
-        """Tells the number of tasks, before the first call, and the layout of P once that is known. Idempotent.
+        """Tells the number of tasks, before the first call or a state is loaded, and then the layout of P. Idempotent.
 
         Args:
             num_tasks: T.
@@ -85,7 +88,13 @@ class Aggregator(nn.Module):
         raise NotImplementedError
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
-        """The factor (T,) of the gradient of each task's own head, given the result of the same step; None: all 1."""
+        """The factor (T,) of the gradient of each task's own head, given the result of the same step; None: all 1.
+
+        Args:
+            weights_T: What :meth:`forward` returned; None also where the encoder is frozen, so that nothing was
+                combined.
+            losses_T: As in :meth:`forward`.
+        """
         del losses_T
         return weights_T if self.weight_heads else None
 
@@ -119,4 +128,5 @@ class GramianAggregator(Aggregator):
 
 def gramian(gradients_TP: Tensor) -> Tensor:
     """The inner products (T, T) in float64, in pieces: a float64 copy of all gradients would double their memory."""
-    return sum(piece.double() @ piece.double().T for piece in gradients_TP.split(2**18, dim=1))
+    pieces = (piece.double() for piece in gradients_TP.split(COLUMNS, dim=1))
+    return sum(piece_TC @ piece_TC.T for piece_TC in pieces)

@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 
 from .base import GramianAggregator
-from .solvers import (
-    ROUNDING,
-    cosines_and_norms,
-    min_norm_weights,
-    nonnegative_qp,
-    on_present_tasks,
-    project_on_dual_cone,
-)
+from .solvers import ROUNDING, cosines_and_norms, nonnegative_qp, on_present_tasks
 
 
 class CAGrad(GramianAggregator):
@@ -79,15 +72,11 @@ def _worst_case_shift(cosines_PP: Tensor, norms_P: Tensor, mean_P: Tensor, c: fl
     # Between the worst task's <g_t, d> at g_0 itself and what a step towards one task alone could give that task.
     low = float((norms_P * products_P).min())
     high = float((norms_P * (products_P + radius)).min())
-    if min_norm_weights(cosines_PP)[1]:
-        high = min(high, 0.0)
-        shift_P = project_on_dual_cone(cosines_PP, mean_P) - mean_P
-        if high == 0 and float(shift_P @ cosines_PP @ shift_P) <= radius**2:
-            return shift_P
+    smallest = 1e-16 * max(abs(low), abs(high))
     value, settled, inside_P = high, None, torch.zeros_like(mean_P)
-    for iteration in range(300):
+    while high - low > smallest:
         shift_P = nonnegative_qp(cosines_PP, value / norms_P - products_P)
-        if shift_P is None:  # by rounding: the tasks cannot all gain as much
+        if shift_P is None:  # not all tasks can gain as much
             high, settled = value, None
         else:
             support_P = shift_P > 0
@@ -99,11 +88,11 @@ def _worst_case_shift(cosines_PP: Tensor, norms_P: Tensor, mean_P: Tensor, c: fl
             inside_P = inside_P if excess > 0 else shift_P
             settled = support_P
             value = _value_at_radius(cosines_PP, norms_P, products_P, support_P, radius)
-        if iteration % 3 == 2 or settled is None or not low < value < high:
+        if settled is None or not low < value < high:
             value, settled = (low + high) / 2, None
-        if not low < value < high:  # no number is left between them
+        if not low < value < high:  # neighbours
             break
-    return inside_P
+    return inside_P  # the ball is larger than what all tasks can gain: the nearest of the best
 
 
 def _value_at_radius(cosines_PP, norms_P, products_P, support_P: Tensor, radius: float) -> float:

@@ -24,7 +24,8 @@ class DBMTL(StatefulAggregator):
 
     An unlabelled task keeps its average and count, is no part of the maximum and adds nothing.
 
-    Only at parameter level: the average of gradients at Z over different batches means nothing.
+    Only at parameter level: the average of gradients at Z over different batches means nothing. Combined once per
+    accumulation window.
 
     Args:
         beta: Forgetting rate of the average, in [0, 1); 0 uses the gradients of the batch alone.

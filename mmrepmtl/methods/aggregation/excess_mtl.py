@@ -24,7 +24,7 @@ class ExcessMTL(StatefulAggregator):
     An unlabelled task keeps ``h_t`` and its weight before normalisation; its first labelled step sets its reference.
 
     Only at parameter level: the curvature of coordinates of Z, which mean another sample in each batch, does not add
-    up.
+    up. Combined once per accumulation window.
 
     Args:
         eta: Step size of the weights; 0.01 in the authors' code.

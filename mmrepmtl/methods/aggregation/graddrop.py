@@ -23,8 +23,9 @@ class GradDrop(Aggregator):
     printed would stop an encoder whose output starts at 0. With accumulation every micro-batch is drawn for itself.
     The authors' rescaling of the result by its norm is not in the paper and not done here.
 
-    At parameter level the same is done per element of the combined gradient, without Z, as parts of the public
-    comparisons do. An unlabelled task has a zero gradient: it has no share in the purity and adds nothing.
+    At parameter level the same is done per element of the combined gradient, without Z, once per accumulation window,
+    as parts of the public comparisons do. An unlabelled task has a zero gradient: it has no share in the purity and
+    adds nothing.
 
     Args:
         leak: Share of the dropped gradients that is let through, in [0, 1]; 0 in the paper, 1 is the plain sum.

@@ -20,7 +20,7 @@ class IMTLG(GramianAggregator):
     ``torchjd`` uses the pseudo-inverse of the Gramian, which for parallel gradients is not that limit.
 
     Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
-    at representation level (the paper's).
+    at representation level. The paper takes gradients at Z; the default is that of the public comparisons.
 
     Args:
         level: Where the gradients are taken.

@@ -19,7 +19,7 @@ class MetaBalance(LayerwiseAggregator):
     target that is not labelled still sets the norm, by its last average; in a layer that it has never reached nothing
     is scaled (public code would multiply by 1 - r there).
 
-    Only at parameter level: the averages belong to layers, and Z is none.
+    Only at parameter level: the averages belong to layers, and Z is none. Combined once per accumulation window.
 
     Args:
         target: Index of the target task; 0, the first loss, in the authors' code.

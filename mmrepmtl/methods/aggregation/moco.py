@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .base import gramian
+from .solvers import project_on_simplex
 from .state import StatefulAggregator, labelled_tasks, row_norms, weighted_sum
 
 
@@ -27,7 +28,8 @@ class MoCo(StatefulAggregator):
     An unlabelled task keeps ``y_t``, ``lambda_t`` and its count; the others share the step among themselves: their
     weights are normalised to sum to 1, updated, used, and put back with the sum that they had.
 
-    Only at parameter level: the average of gradients at Z over different batches means nothing.
+    Only at parameter level: the average of gradients at Z over different batches means nothing. Combined once per
+    accumulation window.
 
     Args:
         beta: Rate of the tracking, in (0, 1].
@@ -97,10 +99,3 @@ class MoCo(StatefulAggregator):
         if scale > 0:
             gramian_HH = gramian_HH / scale
         return project_on_simplex(lambda_H - rate * (gramian_HH @ lambda_H + self.rho * lambda_H))
-
-
-def project_on_simplex(values_T: Tensor) -> Tensor:
-    """The nearest point (T,) with non-negative entries that sum to 1."""
-    ordered_T = values_T.sort(descending=True).values
-    excess_T = (ordered_T.cumsum(0) - 1) / torch.arange(1, len(values_T) + 1, dtype=values_T.dtype)
-    return (values_T - excess_T[(ordered_T > excess_T).sum() - 1]).clamp(min=0)

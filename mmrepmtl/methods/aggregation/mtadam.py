@@ -32,7 +32,7 @@ class MTAdam(LayerwiseAggregator):
     without any labelled task is none, whatever the penalties say. A gradient of exactly zero in one layer of a labelled
     task leaves its norm there as it is.
 
-    Only at parameter level: the moments belong to parameters.
+    Only at parameter level: the moments belong to parameters. Combined once per accumulation window.
 
     Args:
         betas: Decay of the first moments, the second moments and the norms.

@@ -90,7 +90,7 @@ class NashMTL(GramianAggregator):
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
         """The weights before clipping."""
         del losses_T
-        return self._unclipped_T.to(weights_T) if self.weight_heads else None
+        return self._unclipped_T.to(weights_T) if self.weight_heads and weights_T is not None else None
 
 
 def _bargain(gramian_PP: Tensor) -> Tensor | None:

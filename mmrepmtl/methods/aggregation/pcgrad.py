@@ -11,7 +11,8 @@ class PCGrad(GramianAggregator):
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Algorithm 1; the projected gradients
     are summed as there. Computed in the coefficients of the original gradients, so only the Gramian is needed. An
-    unlabelled task has a zero gradient: nothing conflicts with it and it adds nothing.
+    unlabelled task has a zero gradient: nothing conflicts with it and it adds nothing. Heads are unweighted. Combined
+    once per accumulation window at parameter level, per micro-batch at representation level.
 
     Args:
         level: Where the gradients are taken.

@@ -114,7 +114,6 @@ class SDMGrad(Aggregator):
         return weights_P * total
 
 
-
 def _products(first_TP: Tensor, second_TP: Tensor) -> Tensor:
     """Inner products (T, T) in float64, in pieces as the Gramian's."""
     pairs = zip(first_TP.split(COLUMNS, dim=1), second_TP.split(COLUMNS, dim=1), strict=True)

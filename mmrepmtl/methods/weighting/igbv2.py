@@ -75,6 +75,7 @@ class IGBv2(EpochWeighting):
         self.agent: SoftActorCritic | None = None
         self.total_steps = 0
         self.action_T: Tensor | None = None  # of an unfinished step
+        self._undrawn: Tensor | None = None  # the generator's state before that was drawn
         self.previous_T: Tensor | None = None  # of the step before, as applied
 
     def setup(self, num_tasks: int) -> None:
@@ -93,10 +94,18 @@ class IGBv2(EpochWeighting):
         mask_T = labelled_mask(losses_T, labelled_T)
         check_positive(self, losses_T, mask_T)
         if self.action_T is None:
+            self._undrawn = self.generator.get_state()
             self.action_T = self._choose(torch.where(mask_T, losses_T.detach(), self.latest_T))
         weights_T = _rescaled(self.action_T.to(losses_T.device), mask_T)
         self.record(losses_T, mask_T, advance)
         return weighted_sum(torch.where(mask_T, losses_T, 1).double().log(), weights_T).to(losses_T.dtype)
+
+    def drop_window(self) -> None:
+        """Forgets the micro-batches since the last step, and the action that was chosen by their losses."""
+        super().drop_window()
+        if self.action_T is not None and self._undrawn is not None:
+            self.generator.set_state(self._undrawn)
+            self.action_T = None
 
     def _choose(self, losses_T: Tensor) -> Tensor:
         if self.epoch_count < self.random_epochs:

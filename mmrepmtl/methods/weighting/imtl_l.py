@@ -45,6 +45,7 @@ class IMTLL(LazyWeighting):
             ValueError: If a loss is not positive.
         """
         del advance
+        self.setup(len(losses_T))
         mask_T = labelled_mask(losses_T, labelled_T)
         check_positive(self, losses_T, mask_T)
         return (torch.exp(self.log_scale_T) * losses_T - self.log_scale_T)[mask_T].sum()

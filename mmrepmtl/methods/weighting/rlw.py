@@ -24,16 +24,24 @@ class RLW(Weighting):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         self.draw_T: Tensor | None = None
+        self._undrawn: Tensor | None = None  # the generator's state before the draw of an unfinished step
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t w_t L_t`` with this step's draw."""
         if self.draw_T is None:
+            self._undrawn = self.generator.get_state()
             self.draw_T = torch.randn(len(losses_T), generator=self.generator, dtype=torch.float64)
         mask_T = labelled_mask(losses_T, labelled_T)
         weights_T = masked_softmax(self.draw_T.to(losses_T.device), mask_T)
         if advance:
             self.draw_T = None
         return weighted_sum(losses_T, weights_T)
+
+    def drop_window(self) -> None:
+        """Takes back the draw of an unfinished step."""
+        if self.draw_T is not None and self._undrawn is not None:
+            self.generator.set_state(self._undrawn)
+            self.draw_T = None
 
     def get_extra_state(self) -> dict:
         """The generator's state and the draw of an unfinished step, for ``state_dict()``."""

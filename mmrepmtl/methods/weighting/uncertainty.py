@@ -38,6 +38,7 @@ class UncertaintyWeighting(LazyWeighting):
             ValueError: If a loss is not positive.
         """
         del advance
+        self.setup(len(losses_T))
         mask_T = labelled_mask(losses_T, labelled_T)
         check_positive(self, losses_T, mask_T)
         terms_T = losses_T * torch.exp(-self.log_variance_T) / 2 + self.log_variance_T / 2
