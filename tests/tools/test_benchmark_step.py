@@ -1,4 +1,6 @@
-import importlib.util
+import copy
+import gc
+import importlib
 import json
 import math
 import sys
@@ -7,20 +9,39 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools' / 'benchmark_step.py'
-TINY = ['--model', 'test_resnet', '--size', '32', '32', '--batch', '2', '--heads', 'conv', '--rounds', '2', '--warmup',
-        '1', '--threads', '1']
+from mmrepmtl.models import MultiTaskModel
+
+FOLDER = Path(__file__).resolve().parents[2] / 'tools' / 'analysis_tools'
+TINY = '--model test_resnet --size 32 32 --batch 2 --heads conv --rounds 2 --warmup 0 --threads 1'.split()
+MODULES = ('benchmark_step', 'step_contestants', 'step_report')
+
+pytestmark = pytest.mark.filterwarnings('ignore:RepMTL. CSA on 2 samples')
 
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('benchmark_step', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def modules():
+    """The tool and what lies beside it, found as a script finds it."""
+    sys.path.insert(0, str(FOLDER))
+    found = {name: importlib.import_module(name) for name in MODULES}
+    gc.freeze()  # the tool collects before whatever it measures, and need not go through all that was imported
+    yield found
+    gc.unfreeze()
+    sys.path.remove(str(FOLDER))
+    for name in MODULES:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope='module')
+def tool(modules):
+    return modules['benchmark_step']
+
+
+@pytest.fixture(scope='module')
+def steps(modules):
+    return modules['step_contestants']
 
 
 @pytest.fixture
@@ -35,6 +56,31 @@ def run(tool, tmp_path):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def make(steps):
+    """A contestant on a tiny model."""
+    model, data = steps.build_model('test_resnet', 'conv', 8, 'cpu'), steps.make_batch(2, (32, 32), 'cpu')
+
+    def make(method: str, lean: bool = False):
+        own = copy.deepcopy(model)
+        make.model = own
+        if method.startswith(steps.AUTOJAC):
+            return steps.make_autojac(method.removeprefix(steps.AUTOJAC), own, data, 'fp32', lean)
+        return steps.make_contestant(method, own, data, 'fp32')
+
+    make.passes = lambda: steps.forward_passes(copy.deepcopy(model), data, 'fp32')
+    make.data = data
+    return make
+
+
+def variant(steps, folder, method: str, **settings) -> str:
+    """Path of a method's file with other settings of the optim wrapper."""
+    config = Config.fromfile(steps.METHODS_FOLDER / f'{method}.py')
+    config.optim_wrapper.update(settings)
+    config.dump(folder / 'variant.py')
+    return str(folder / 'variant.py')
+
+
 def numbers(tree) -> list[float]:
     """All numbers in nested dicts."""
     if isinstance(tree, dict):
@@ -42,51 +88,64 @@ def numbers(tree) -> list[float]:
     return [tree] if isinstance(tree, (int, float)) else []
 
 
-@pytest.mark.filterwarnings('ignore:RepMTL. CSA on 2 samples')
-def test_table_and_file_have_a_row_per_method(run, tool, tmp_path, capsys):
-    at_representation = tmp_path / 'pcgrad-z.py'
-    config = Config.fromfile(tool.METHODS_FOLDER / 'pcgrad.py')
-    config.optim_wrapper.aggregator.level = 'representation'
-    config.dump(at_representation)
-    methods = ['plain', 'ew', 'ew-log', 'rep-mtl', 'pcgrad', str(at_representation)]
+def test_table_and_file_have_a_row_per_contestant(run, capsys):
+    report = run('--methods', 'plain', 'ew', 'rep-mtl', 'pcgrad', 'graddrop', '--autojac', '--group', '3')
 
-    report = run('--methods', *methods)
-
-    assert list(report['methods']) == methods
-    assert {name: row['counted_cost'] for name, row in report['methods'].items()} == {
-        'plain': '3 F_h + 3 F_e', 'ew': '3 F_h + 3 F_e', 'ew-log': '3 F_h + 3 F_e', 'rep-mtl': '6 F_h + 3 F_e',
-        'pcgrad': '3 F_h + 7 F_e', str(at_representation): '3 F_h + 3 F_e'}
+    names = 'ew plain rep-mtl pcgrad autojac:pcgrad graddrop graddrop@parameter autojac:graddrop@parameter'.split()
+    assert list(report['methods']) == names
     found = numbers(report['methods']) + numbers(report['forward_ms'])
-    assert len(found) > 6 * 14 and all(math.isfinite(number) and number > 0 for number in found)
+    assert len(found) > 8 * 15 and all(math.isfinite(number) for number in found)
     assert report['methods']['ew']['to_ew'] == dict(q1=1, median=1, q3=1)
-    assert all(row['peak_mib'] is None for row in report['methods'].values())
+    rows = report['methods'].items()
+    assert [name for name, row in rows if 'to_autojac' in row] == ['pcgrad', 'graddrop@parameter']
+    assert list(report['without_autojac']) == ['graddrop']
+    assert [group['methods'][0] for group in report['groups']] == ['ew', 'ew', 'ew']
     table = capsys.readouterr().out
-    for method in methods:
-        assert sum(line.startswith(f'{method} ') and '|' in line for line in table.splitlines()) == 1
+    for name in names:
+        assert sum(line.startswith(f'{name} ') and '|' in line for line in table.splitlines()) == 1
+    assert 'autojac:graddrop is not available: ' in table
     assert "ew over mmengine's OptimWrapper" in table and 'load average' in table
 
 
 def test_the_reference_is_always_measured_and_bf16_works_on_a_cpu(run):
-    report = run('--methods', 'plain', '--precision', 'bf16', '--clock', 'process')
-    assert list(report['methods']) == ['plain', 'ew']
-    assert report['setup']['precision'] == 'bf16'
+    report = run('--methods', 'plain', 'mgda', '--precision', 'bf16', '--clock', 'process', '--autojac', 'lean')
+    assert list(report['methods']) == ['ew', 'plain', 'mgda', 'autojac:mgda']
 
 
-def test_ratios_are_made_within_rounds(tool):
-    """A machine that becomes ten times slower halfway changes no ratio."""
-    def contestant(seconds, counted=None):
-        return tool.Contestant(run=None, counted=counted, seconds=[seconds, seconds, 10 * seconds, 10 * seconds])
+def test_ratios_are_made_within_rounds_and_groups(steps, modules):
+    """A machine that becomes ten times slower halfway, and twice as fast for another group, changes no ratio."""
 
-    rows = tool.evaluate(dict(
-        encoder=contestant(1.0), heads=contestant(2.0), plain=contestant(9.0, (3, 3)), ew=contestant(10.0, (3, 3)),
-        method=contestant(24.0, (6, 3))))
+    def contestant(seconds, counted=None, memory=None):
+        times = [seconds, seconds, 10 * seconds, 10 * seconds]
+        return steps.Contestant(run=None, counted=counted, seconds=times, memory=memory and steps.Memory(*memory))
+
+    def group(speed, **others):
+        return dict(
+            encoder=contestant(1.0 / speed),
+            heads=contestant(2.0 / speed),
+            ew=contestant(10.0 / speed, (3, 3), (800, 0)),
+            **others,
+        )
+
+    method = contestant(12.0, (6, 3), (1000, 600))
+    rows = modules['step_report'].evaluate(
+        [
+            group(1, plain=contestant(9.0, (3, 3), (800, 0))),
+            group(2, method=method, **{'autojac:method': contestant(48.0, (6, 3), (1600, 0))}),
+        ],
+        shared_bytes=200,
+    )
     same = dict.fromkeys(('q1', 'median', 'q3'))
     assert rows['method']['to_ew'] == pytest.approx(same | dict.fromkeys(same, 2.4))
     assert rows['method']['counted_to_ew'] == pytest.approx(15 / 9)
     assert rows['method']['to_counted_by_ew']['median'] == pytest.approx(2.4 / (15 / 9))
     assert rows['method']['to_counted_by_f'] == pytest.approx(dict.fromkeys(same, 24 / 15))
+    assert rows['method']['to_autojac'] == pytest.approx(dict.fromkeys(same, 0.25))
     assert rows['ew']['to_plain'] == pytest.approx(dict.fromkeys(same, 10 / 9))
-    assert rows['method']['least_ms'] == pytest.approx(24000)
+    assert rows['ew']['least_to_plain'] == pytest.approx(10 / 9)  # ew was faster elsewhere
+    assert rows['method']['least_ms'] == pytest.approx(12000) and rows['ew']['least_ms'] == pytest.approx(5000)
+    assert rows['method']['memory_to_ew'] == pytest.approx(2) and rows['method']['memory_to_autojac'] == 1
+    assert (rows['method']['copies'], rows['method']['kept_copies']) == (4, 3)
 
 
 def test_every_method_comes_first_and_follows_different_ones(tool):
@@ -99,24 +158,243 @@ def test_every_method_comes_first_and_follows_different_ones(tool):
     assert {('a', 'b'), ('b', 'a')} <= followers
 
 
-@pytest.mark.parametrize(('method', 'message'), [
-    ('rep-mlt', r"no method 'rep-mlt'; there are plain, .*rep-mtl"),
-    ('stl', "'stl' trains one model per task"),
-])
+def test_groups_have_their_own_reference_and_keep_partners_together(tool):
+    methods = tool.expand(['ew-log', 'pcgrad', 'mgda', 'graddrop'], autojac=True)
+    assert methods == ['ew-log', 'pcgrad', 'mgda', 'graddrop', 'graddrop@parameter', 'ew']
+    groups, reasons = tool.plan(methods, autojac=True, size=3)
+    assert groups == [
+        ['ew', 'ew-log', 'pcgrad', 'autojac:pcgrad'],
+        ['ew', 'mgda', 'autojac:mgda', 'graddrop'],
+        ['ew', 'graddrop@parameter', 'autojac:graddrop@parameter'],
+    ]
+    assert list(reasons) == ['graddrop'] and 'compare graddrop@parameter' in reasons['graddrop']
+    assert tool.plan(['ew', 'pcgrad'], autojac=True, size=1)[0] == [['ew', 'pcgrad', 'autojac:pcgrad']]
+    assert tool.plan(['ew'], autojac=False, size=1)[0] == [['ew']]
+
+
+def test_the_models_of_a_group_are_freed_before_the_next_is_built(run, tool, monkeypatch):
+    alive = []
+
+    def count(*args):
+        gc.collect()
+        alive.append(sum(isinstance(thing, MultiTaskModel) for thing in gc.get_objects()))
+        measure(*args)
+
+    measure = tool.measure
+    monkeypatch.setattr(tool, 'measure', count)
+    run('--methods', 'uw', 'rlw', 'gls', '--group', '1')
+    assert len(alive) == 3 and alive[0] == alive[1] == alive[2]
+
+
+def test_all_is_every_overlay_but_stl_and_each_makes_a_step(tool, steps, make):
+    methods = tool.expand(['all'], autojac=True)
+    overlays = {file.stem for file in steps.METHODS_FOLDER.glob('*.py')}
+    assert set(methods) == overlays - {'stl'} | {'graddrop@parameter'}
+    contestants = [name for group in tool.plan(methods, autojac=True, size=99)[0] for name in group]
+    by_autojac = {name for name in methods if f'autojac:{name}' in contestants}
+    without_solver = {'mgda', 'pcgrad', 'gradvac', 'graddrop@parameter', 'imtl-g', 'aligned-mtl', 'fairgrad', 'config'}
+    assert by_autojac >= without_solver | {'excess-mtl'}
+    for name in contestants:
+        contestant = make(name)
+        ends = [next(make.model.encoder.parameters()), *make.model.heads.parameters()]
+        before = [p.detach().clone() for p in ends]
+        contestant.run()
+        assert all(not torch.equal(p, old) for p, old in zip(ends, before, strict=True)), name
+        assert all(torch.isfinite(p).all() for p in make.model.parameters()), name
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the operations of convolutions and matrix products, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops(run) -> int:
+    with FlopCounter() as counter:
+        run()
+    return counter.total
+
+
+@pytest.mark.parametrize(
+    ('method', 'counted'),
+    [
+        ('plain', (3, 3)),
+        ('ew', (3, 3)),
+        ('rep-mtl', (6, 3)),
+        ('pcgrad', (3, 7)),
+        ('pcgrad@representation', (3, 3)),
+        ('graddrop', (3, 3)),
+        ('famo', (4, 4)),
+        ('sdmgrad', (9, 21)),
+        ('autojac:pcgrad', (3, 7)),
+        ('pcgrad + RepMTL', (8, 9)),
+    ],
+)
+def test_the_counted_cost_is_that_of_the_operations_made(steps, make, tmp_path, method, counted):
+    if method.endswith('RepMTL'):
+        method = variant(steps, tmp_path, 'pcgrad', regularizers=[dict(type='RepMTL')])
+    contestant = make(method)
+    contestant.run()
+    passes = {name: flops(run) for name, run in make.passes().items()}
+    assert contestant.counted == counted
+    assert flops(contestant.run) == pytest.approx(
+        counted[0] * passes['heads'] + counted[1] * passes['encoder'], rel=0.02
+    )
+
+
+def test_a_step_of_sdmgrad_is_three_micro_batches_and_says_so(make):
+    contestant = make('sdmgrad')
+    contestant.run()
+    (count,) = {int(state['step']) for state in contestant.optimizer.state.values()}
+    assert count == 1 and '3 micro-batches' in contestant.note
+    assert 'one more forward' in make('famo').note and 'epochs of 2 steps' in make('dwa').note
+
+
+@pytest.mark.parametrize(
+    ('method', 'message'),
+    [
+        ('rep-mlt', r"no method 'rep-mlt'; there are plain, .*rep-mtl"),
+        ('stl', "'stl' trains one model per task"),
+        ('ew@parameter', "'ew@parameter' asks for a level, and ew has no aggregator"),
+        ('moco@representation', 'MoCo: level must be one of'),
+    ],
+)
 def test_a_method_without_a_comparable_step_is_named(run, method, message):
     with pytest.raises(ValueError, match=message):
         run('--methods', method)
 
 
-def test_a_regulariser_of_unknown_cost_is_refused(run, tool, tmp_path):
-    config = Config.fromfile(tool.METHODS_FOLDER / 'rep-mtl.py')
-    config.optim_wrapper.regularizers[0].interval = 2
-    config.dump(tmp_path / 'lazy.py')
-    with pytest.raises(ValueError, match='interval=1'):
-        run('--methods', str(tmp_path / 'lazy.py'))
+@pytest.mark.parametrize('settings', [dict(interval=2), dict(through='representation')])
+def test_a_regulariser_of_unknown_cost_is_refused(steps, make, tmp_path, settings):
+    path = variant(steps, tmp_path, 'rep-mtl', regularizers=[dict(type='RepMTL', **settings)])
+    with pytest.raises(ValueError, match="interval=1 and through='all'"):
+        make(path)
 
 
-def test_the_process_clock_is_for_one_thread_on_a_cpu(tool, capsys):
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--clock', 'process', '--threads', '2'], '--clock process needs --threads 1'),
+        (['--autojac', '--precision', 'fp16'], '--autojac has no gradient scaler'),
+        (['--group', '0'], '--group must be at least 1'),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(tool, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        tool.main(['--clock', 'process', '--threads', '2'])
-    assert '--clock process needs --threads 1' in capsys.readouterr().err
+        tool.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('lean', [False, True])
+@pytest.mark.parametrize('method', ['mgda', 'imtl-g', 'config', 'aligned-mtl', 'fairgrad'])
+def test_autojac_steps_along_torchjds_combination_of_the_rows(steps, make, method, lean):
+    contestant = make(f'autojac:{method}', lean=lean)
+    model, seen = make.model, []
+    apart = copy.deepcopy(model)
+    contestant.optimizer.register_step_pre_hook(
+        lambda optimizer, args, kwargs: seen.extend(p.grad.clone() for p in model.parameters())
+    )
+    contestant.run()
+
+    terms = apart(**apart.data_preprocessor(make.data, training=True), mode='loss')
+    losses = [sum(value for key, value in terms.items() if f'{task}.loss' in key) for task in apart.tasks]
+    shared = list(apart.encoder.parameters())
+    rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    combined = steps.partner_of(method, 3)(torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]))
+    heads = torch.autograd.grad(sum(losses), list(apart.heads.parameters()))
+    for grad, wanted in zip(seen, [*combined.split([p.numel() for p in shared]), *heads], strict=True):
+        assert torch.allclose(grad.flatten(), wanted.flatten(), rtol=1e-3, atol=1e-5 * float(wanted.abs().max()) + 1e-9)
+
+
+def test_what_torchjd_cannot_do_is_said(tool, steps, tmp_path, monkeypatch):
+    def missing(ours, num_tasks):
+        raise ImportError('UPGrad requires a package')
+
+    monkeypatch.setitem(steps.PARTNERS, 'UPGrad', missing)
+    in_log = variant(steps, tmp_path, 'mgda', loss_transform='log')
+    groups, reasons = tool.plan(['upgrad', 'imtl', in_log, 'moco', 'ew', 'mgda'], autojac=True, size=9)
+    assert groups == [['ew', 'upgrad', 'imtl', in_log, 'moco', 'mgda', 'autojac:mgda']]
+    assert reasons['upgrad'] == 'UPGrad requires a package'
+    assert all('only the aggregator' in reasons[name] for name in ('imtl', in_log)) and len(reasons) == 3
+    assert tool.expand(['upgrad'], autojac=True) == ['upgrad', 'ew']
+
+
+class Allocations:
+    """The first call leaves 3 units; the next ones free 1 of them, hold 4 + 3 more, and end as they began."""
+
+    def __init__(self, unit: int, device: str) -> None:
+        self.unit, self.device, self.kept = unit, device, None
+
+    def new(self, units: int) -> torch.Tensor:
+        return torch.empty(units * self.unit, dtype=torch.uint8, device=self.device)
+
+    def __call__(self) -> None:
+        first = self.kept is None
+        if first:
+            self.kept = [self.new(2), self.new(1)]
+        else:
+            self.kept.pop()
+        one = self.new(4)
+        two = self.new(3)
+        del one, two
+        if not first:
+            self.kept.append(self.new(1))
+
+
+def test_memory_on_the_cpu_is_exact(tool):
+    calls = Allocations(1000, 'cpu')
+    assert tool.cpu_memory(calls, calls) == (3000, 6000)
+    assert tool.cpu_memory(lambda: None, lambda: None) == (0, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_memory_on_a_gpu_is_that_of_the_allocator(tool):
+    calls = Allocations(2**20, 'cuda')
+    assert tool._cuda_memory(calls, calls, 'cuda') == (3 * 2**20, 6 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ('method', 'copies'),
+    [
+        ('ew', 0),
+        ('pcgrad@representation', 0),
+        ('pcgrad', 3),
+        ('moco', 6),
+        ('mtadam', 9),
+        ('sdmgrad', 9),
+        ('autojac:pcgrad', 0),
+    ],
+)
+def test_what_a_method_keeps_is_its_rows_and_its_state(tool, make, method, copies):
+    contestant = make(method)
+    memory = tool.measure_memory(contestant, 'cpu')
+    gradient = 4 * sum(p.numel() for p in make.model.encoder.parameters())
+    assert memory.kept / gradient == pytest.approx(copies, abs=0.01)
+    assert (
+        memory.peak > 4 * sum(p.numel() for p in make.model.parameters()) and memory.total == memory.peak + memory.kept
+    )
+
+
+def test_steps_that_the_scaler_skips_are_not_the_first(tool, steps):
+    weight, calls = torch.nn.Parameter(torch.zeros(1000)), []
+    optimizer = torch.optim.Adam([weight])
+    with pytest.raises(RuntimeError, match='no step in 40 tries'):
+        tool.measure_memory(steps.Contestant(lambda: None, optimizer), 'cpu')
+
+    def run() -> None:
+        calls.append(None)
+        if len(calls) > 3:
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert tool.measure_memory(steps.Contestant(run, optimizer), 'cpu').kept == 0
