@@ -13,7 +13,7 @@ __all__ = ['__version__']
 check_versions()
 if has_mmengine():
     check_imports()
-    for part in ('datasets', 'engine', 'evaluation', 'models'):
+    for part in ('datasets', 'engine', 'evaluation', 'models', 'visualization'):
         import_module(f'{__name__}.{part}')
 else:
     name_missing_mmengine()

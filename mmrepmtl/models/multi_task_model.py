@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from mmrepmtl.registry import MODELS
 from mmrepmtl.structures import MultiTaskDataSample
 
+from .necks.build import build_neck, check_layout
+
 _Config = Mapping[str, Any] | nn.Module
+
+ENCODER_FORWARDS = ('shared', 'per_task', 'concat')
 
 
 @MODELS.register_module()
@@ -19,23 +23,46 @@ class MultiTaskModel(BaseModel):
     The output of ``encoder`` (or of ``neck``, where there is one) is the shared representation Z. The optim wrapper
     captures it as the output of the module that it is told by name: ``shared='encoder'`` or ``shared='neck'``.
 
+    Where each task has samples of its own, ``encoder_forward`` says how training runs the encoder:
+
+    * ``'shared'``: once on the whole batch, and each head reads all of Z (a sample without its target adds nothing);
+    * ``'per_task'``: once for each task, in their order, on the samples that have the task's target, so that BatchNorm
+      takes its statistics from one domain at a time, as public code does;
+    * ``'concat'``: once on the samples of all tasks in their order, of which each head reads its own, the rows
+      ``task_slices[task]`` of Z. Faster, but BatchNorm mixes the domains.
+
+    With the latter two, each batch on each process must hold samples of every task (``DomainBatchSampler``), and a
+    sample with the targets of several tasks goes through the encoder for each. Predictions are always of all tasks
+    for all samples, in one forward pass.
+
     Args:
         encoder: Config of a module, or the module, that maps images to a feature map or a tuple of them and whose
             ``channels`` lists their channels.
         heads: {task: config of its head, or the head}, in the order of the tasks. Decoders get their ``in_channels``
             from the model.
-        neck: As ``encoder``, from the encoder's output to Z; its ``in_channels`` come from the model.
+        neck: As ``encoder``, from the encoder's output to what the heads read; its ``in_channels`` come from the model,
+            as do ``tasks`` and the encoder's ``layout``, ``grid`` and ``num_prefix_tokens`` where it takes them. A neck
+            that returns {task: features} gives each head its own.
         data_preprocessor: Config or module; None for a plain :class:`MultiTaskDataPreprocessor`.
         init_cfg: Weight initialisation of mmengine, None keeps what the modules did when they were built.
+        encoder_forward: ``'shared'``, ``'per_task'`` or ``'concat'``.
+
+    Attributes:
+        task_slices: {task: its rows of Z} of the last forward pass of a training with ``'concat'``, else None.
 
     Raises:
-        ValueError: There is no task, a task has a name that cannot be used, or the encoder or neck has no ``channels``.
+        ValueError: There is no task, a task has a name that cannot be used, the encoder or neck has no ``channels``,
+            ``encoder_forward`` is unknown; in training a batch lacks a task's samples, unless it is ``'shared'``.
     """
 
     def __init__(self, encoder: _Config, heads: Mapping[str, _Config], neck: _Config | None = None,
-                 data_preprocessor: _Config | None = None, init_cfg: dict | list | None = None) -> None:
+                 data_preprocessor: _Config | None = None, init_cfg: dict | list | None = None,
+                 encoder_forward: str = 'shared') -> None:
         if not heads:
             raise ValueError('MultiTaskModel: heads is empty; give one head per task')
+        if encoder_forward not in ENCODER_FORWARDS:
+            raise ValueError(f'MultiTaskModel: encoder_forward={encoder_forward!r} is unknown; use one of '
+                             f'{", ".join(map(repr, ENCODER_FORWARDS))}')
         for task in heads:
             check_task_name(task)
         # BaseModel would look it up in mmengine's own registry, which does not know ours. Defaults name their scope:
@@ -43,13 +70,16 @@ class MultiTaskModel(BaseModel):
         super().__init__(_build(data_preprocessor or dict(type='mmrepmtl.MultiTaskDataPreprocessor')), init_cfg)
         self.encoder = _build(encoder)
         channels = _channels(self.encoder)
-        self.neck = None if neck is None else _build(neck, in_channels=channels)
+        self.neck = None if neck is None else build_neck(neck, self.encoder, channels, tuple(heads))
         if self.neck is not None:
             channels = _channels(self.neck)
         self.heads = nn.ModuleDict({task: _build(head, in_channels=channels) for task, head in heads.items()})
         for task, head in self.heads.items():
             head.task = task
             head.target = head.target or task
+        check_layout(self.encoder, self.neck, self.heads)
+        self.encoder_forward = encoder_forward
+        self.task_slices: dict[str, slice] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -76,16 +106,35 @@ class MultiTaskModel(BaseModel):
             return self.raw_outputs(inputs)
         raise ValueError(f"MultiTaskModel: mode={mode!r} is unknown; use 'loss', 'predict' or 'tensor'")
 
-    def represent(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Computes the shared representation of the images (B, 3, H, W)."""
+    def represent(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...] | dict[str, Any]:
+        """Computes what the heads read, from the images (B, 3, H, W)."""
         features = self.encoder(inputs)
         return features if self.neck is None else self.neck(features)
 
     def raw_outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Computes {task: raw output}; dense outputs are (B, C, H, W) at the size of ``inputs``."""
+        """Computes {task: raw output} in one forward pass; dense outputs are (B, C, H, W) at the size of ``inputs``."""
+        self.task_slices = None
         features = self.represent(inputs)
         size = (inputs.shape[-2], inputs.shape[-1])
-        return {task: head(features, size) for task, head in self.heads.items()}
+        return {task: head(_own(features, task), size) for task, head in self.heads.items()}
+
+    def own_outputs(self, inputs: Tensor, rows: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Computes {task: raw output} for each task's own samples, as ``encoder_forward`` says.
+
+        Args:
+            inputs: (B, 3, H, W).
+            rows: {task: positions of its samples in the batch}, in the order of the tasks.
+        """
+        size = (inputs.shape[-2], inputs.shape[-1])
+        if self.encoder_forward == 'per_task':
+            return {task: self.heads[task](_own(self.represent(_take(inputs, own)), task), size)
+                    for task, own in rows.items()}
+        self.task_slices, start = {}, 0
+        for task, own in rows.items():
+            self.task_slices[task] = slice(start, start + len(own))
+            start += len(own)
+        features = self.represent(_take(inputs, [row for own in rows.values() for row in own]))
+        return {task: self.heads[task](_cut(_own(features, task), own), size) for task, own in self.task_slices.items()}
 
     def loss(self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None) -> dict[str, Tensor]:
         """Computes the losses, normalised over the labels of all ranks.
@@ -100,10 +149,15 @@ class MultiTaskModel(BaseModel):
         """
         if data_samples is None:
             raise ValueError("MultiTaskModel: mode='loss' needs data_samples")
-        outputs = self.raw_outputs(inputs)
+        if self.encoder_forward == 'shared':
+            rows = dict.fromkeys(self.tasks, range(len(data_samples)))
+            outputs = self.raw_outputs(inputs)
+        else:
+            rows = self._rows_of_tasks(data_samples)
+            outputs = self.own_outputs(inputs, rows)
         terms = {(task, term): value
                  for task, head in self.heads.items()
-                 for term, value in head.loss_terms(outputs[task], data_samples).items()}
+                 for term, value in head.loss_terms(outputs[task], [data_samples[row] for row in rows[task]]).items()}
         counts, world_size = _sum_over_ranks([count for _, count in terms.values()])
         # Not numerator / max(count, tiny): 1 / tiny overflows, and 0 times infinity is NaN.
         scales = torch.where(counts > 0, world_size / counts, 0)
@@ -114,6 +168,17 @@ class MultiTaskModel(BaseModel):
             losses[f'{task}.loss_{term}'] = self.heads[task].loss_weight * numerator * scale.to(numerator.dtype)
             labelled[task] = torch.maximum(labelled[task], (count > 0).float())
         return losses | {f'{task}.labelled': flag for task, flag in labelled.items()}
+
+    def _rows_of_tasks(self, data_samples: Sequence[MultiTaskDataSample]) -> dict[str, list[int]]:
+        rows = {task: [row for row, labelled in enumerate(head.labelled(data_samples)) if labelled]
+                for task, head in self.heads.items()}
+        missing = [task for task, own in rows.items() if not own]
+        if missing:
+            raise ValueError(
+                f'MultiTaskModel: encoder_forward={self.encoder_forward!r} needs samples of every task in each batch, '
+                f'but this one of {len(data_samples)} has none with the target of {", ".join(missing)}; draw batches '
+                "with batch_sampler=dict(type='DomainBatchSampler')")
+        return rows
 
     def predict(self, inputs: Tensor,
                 data_samples: Sequence[MultiTaskDataSample] | None = None) -> list[MultiTaskDataSample]:
@@ -151,12 +216,30 @@ def check_task_name(task: str) -> None:
         reason = "mmengine adds up every logged value whose name contains 'loss'"
     elif hasattr(nn.ModuleDict(), task) or hasattr(BaseDataElement(), task):
         reason = 'it is an attribute of the containers of heads or of predictions'
+    elif task == 'avg':
+        reason = 'it stands for the average over tasks in the names of metrics'
     if reason is not None:
         raise ValueError(f'MultiTaskModel: the task name {task!r} cannot be used: {reason}; choose another one')
 
 
 def _build(config: _Config, **defaults: Any) -> nn.Module:
     return config if isinstance(config, nn.Module) else MODELS.build(config, default_args=defaults)
+
+
+def _take(inputs: Tensor, rows: Sequence[int]) -> Tensor:
+    """The rows of a batch, without a copy where they follow each other."""
+    start, stop = rows[0], rows[0] + len(rows)
+    return inputs[start:stop] if list(rows) == list(range(start, stop)) else inputs[list(rows)]
+
+
+def _own(features: Any, task: str) -> Any:
+    """What the head of a task reads: all that the neck returned, unless it returned something for each task."""
+    return features[task] if isinstance(features, Mapping) and task in features else features
+
+
+def _cut(features: Tensor | Sequence[Tensor], rows: slice) -> Tensor | tuple[Tensor, ...]:
+    """The rows of the representation, of each level where there are several."""
+    return features[rows] if isinstance(features, Tensor) else tuple(level[rows] for level in features)
 
 
 def _channels(module: nn.Module) -> list[int]:

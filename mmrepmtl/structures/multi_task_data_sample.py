@@ -12,6 +12,8 @@ class MultiTaskDataSample(BaseDataElement):
     kind             target                   prediction
     ================ ======================== =========================================================
     segmentation     (H, W) int64, 255 void   (H, W) int64 class ids
+    binary           (H, W) int64, 0 or 1,    (H, W) float, probability of 1
+                     255 void
     depth            (1, H, W) float, metres, (1, H, W) float, metres
                      0 or less is invalid
     normals          (3, H, W) float, unit    (3, H, W) float, unit length

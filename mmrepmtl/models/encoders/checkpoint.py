@@ -28,14 +28,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f'Checkpoint {path} holds no state dict (parameter name -> tensor), neither at its top level '
-                         f'nor under one of {list(_NESTS)}')
+        raise ValueError(
+            f'Checkpoint {path} holds no state dict (parameter name -> tensor), neither at its top level '
+            f'nor under one of {list(_NESTS)}'
+        )
     return {key.removeprefix('module.'): value for key, value in content.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -46,7 +49,9 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f'Checkpoint {path} was refused: it is damaged, or holds objects other than tensors, which '
-                         'could run code when they are loaded. Save the state dict alone, e.g. '
-                         "torch.save(model.state_dict(), 'weights.pth'), where you trust the file. "
-                         f'PyTorch says: {str(error).splitlines()[0]}') from error
+        raise ValueError(
+            f'Checkpoint {path} was refused: it is damaged, or holds objects other than tensors, which '
+            'could run code when they are loaded. Save the state dict alone, e.g. '
+            "torch.save(model.state_dict(), 'weights.pth'), where you trust the file. "
+            f'PyTorch says: {str(error).splitlines()[0]}'
+        ) from error

@@ -1,21 +1,25 @@
-import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import timm
+import torch
 from torch import Tensor, nn
 
 from mmrepmtl.registry import MODELS
 
-from .checkpoint import read_state_dict
+from .recomputation import Recomputation
+from .timm_builder import TokenNet, create, create_from_checkpoint
+
+LAYOUTS = ('NCHW', 'NHWC', 'NLC')
 
 
 @MODELS.register_module()
 class TimmEncoder(nn.Module):
-    """Any timm model as the shared encoder; its feature maps are NCHW, whatever the layout inside timm.
+    """Any timm model as the shared encoder; docs/encoders.md lists the tested ones.
 
-    ``channels`` (also ``num_features``) and ``reductions`` describe the returned levels, shallow to deep.
+    Its output has the ``layout`` that it was asked for, whatever the layout inside timm. ``channels`` (also
+    ``num_features``) and ``reductions`` describe the returned levels, shallow to deep.
 
     Args:
         name: Model name as in ``timm.list_models()``, e.g. ``'resnet50'`` or ``'resnet50.tv_in1k'``.
@@ -28,32 +32,79 @@ class TimmEncoder(nn.Module):
             running code from it; its classifier is left out. Excludes ``pretrained``.
         model_args: Further keyword arguments of the timm model, e.g. ``dict(drop_path_rate=0.1)`` or
             ``dict(img_size=(288, 384))``.
+        layout: ``'NCHW'``; ``'NHWC'`` (channels last, as Swin computes them); ``'NLC'``: the tokens of a vision
+            transformer, class and register tokens first, for images of one size. With the last two, decoders need a
+            :class:`ToMapNeck`, and ``RepMTL`` the same ``layout`` (and ``num_prefix_tokens``).
+        grad_checkpointing: Whether to recompute activations in the backward pass, as timm places it: in stages of a
+            ResNet, in blocks of most others. Same gradients, same running statistics of BatchNorm.
+        compile: Whether to compile the encoder; True, or arguments of ``torch.compile``. The names of its weights stay
+            the same. Heads are differentiated twice by Rep-MTL and cannot be compiled. Switches torch's donated buffers
+            off, which gradient methods cannot have.
+
+    Attributes:
+        num_prefix_tokens: Class and register tokens in the output; 0 unless ``layout='NLC'``.
+        grid: (H, W) of the patches with ``layout='NLC'``, else None.
 
     Raises:
-        ValueError: timm has no such model, the model has no such stride or level, or the checkpoint does not fit it.
+        ValueError: timm has no such model, the model has no such stride, level, layout or checkpointing, or the
+            checkpoint does not fit it; checkpointing with compile's backend ``'eager'``; in ``forward``, images that do
+            not have the fixed size that ``'NLC'`` needs.
     """
 
-    def __init__(self, name: str, output_stride: int | None = None, out_indices: Sequence[int] = (-1, ),
-                 in_chans: int = 3, pretrained: bool = False, checkpoint: str | Path | None = None,
-                 model_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        output_stride: int | None = None,
+        out_indices: Sequence[int] = (-1,),
+        in_chans: int = 3,
+        pretrained: bool = False,
+        checkpoint: str | Path | None = None,
+        model_args: dict[str, Any] | None = None,
+        layout: str = 'NCHW',
+        grad_checkpointing: bool = False,
+        compile: bool | Mapping[str, Any] = False,
+    ) -> None:
         super().__init__()
         if pretrained and checkpoint is not None:
-            raise ValueError('TimmEncoder: give either pretrained=True (timm downloads its weights) or checkpoint='
-                             f'{str(checkpoint)!r}, not both')
+            raise ValueError(
+                'TimmEncoder: give either pretrained=True (timm downloads its weights) or checkpoint='
+                f'{str(checkpoint)!r}, not both'
+            )
+        if layout not in LAYOUTS:
+            raise ValueError(f'TimmEncoder: layout must be one of {LAYOUTS}, got {layout!r}')
         arguments = dict(features_only=True, out_indices=tuple(out_indices), in_chans=in_chans, **(model_args or {}))
         if output_stride is not None:
             arguments['output_stride'] = output_stride
+        if layout == 'NLC':
+            arguments['feature_cls'] = TokenNet
         if checkpoint is not None:
-            self.model = _create_from_checkpoint(name, Path(checkpoint), arguments)
+            self.model = create_from_checkpoint(name, Path(checkpoint), arguments)
         else:
-            self.model = _create(name, pretrained=pretrained, **arguments)
+            self.model = create(name, pretrained=pretrained, **arguments)
         self.channels: list[int] = list(self.model.feature_info.channels())
         self.reductions: list[int] = list(self.model.feature_info.reduction())
         if output_stride is not None and self.reductions[-1] > output_stride:
-            raise ValueError(f'TimmEncoder: {name!r} returns stride {self.reductions[-1]} although '
-                             f'output_stride={output_stride}; this model cannot be dilated')
+            raise ValueError(
+                f'TimmEncoder: {name!r} returns stride {self.reductions[-1]} although '
+                f'output_stride={output_stride}; this model cannot be dilated'
+            )
+        self.layout = layout
+        self.num_prefix_tokens: int = getattr(self.model, 'num_prefix_tokens', 0) if layout == 'NLC' else 0
+        self.grid: tuple[int, int] | None = self.model.grid if layout == 'NLC' else None
         # An enumeration over str, absent from the feature classes of a few families.
         self._channels_last = getattr(self.model, 'output_fmt', 'NCHW') == 'NHWC'
+        self._recomputation = Recomputation(self.model) if grad_checkpointing else None
+        if grad_checkpointing:
+            _switch_on_checkpointing(self.model, name)
+        self._compiled = bool(compile)
+        options = dict(compile) if isinstance(compile, Mapping) else {}
+        if grad_checkpointing and options.get('backend') == 'eager':
+            raise ValueError(
+                "TimmEncoder: compile's backend 'eager' repeats checkpointed layers with other random numbers and "
+                "updates BatchNorm's statistics twice; use backend='aot_eager' or 'inductor', or no checkpointing"
+            )
+        if compile:
+            self.model.compile(**options)
 
     @property
     def num_features(self) -> list[int]:
@@ -61,53 +112,36 @@ class TimmEncoder(nn.Module):
         return self.channels
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Computes the feature maps.
+        """Computes the representation.
 
         Args:
             images: (B, in_chans, H, W).
 
         Returns:
-            (B, C, H / reduction, W / reduction) where one level was asked for, else a tuple of such maps.
+            (B, C, H / reduction, W / reduction), (B, H / reduction, W / reduction, C) or (B, num_prefix_tokens + N, C),
+            as ``layout`` says, where one level was asked for, else a tuple of such.
         """
-        levels = self.model(images)
-        if self._channels_last:
-            levels = [level.permute(0, 3, 1, 2) for level in levels]
+        if self._compiled and torch._functorch.config.donated_buffer:
+            # Gradient methods run a backward per task through one graph. torch looks at this in the backward too.
+            torch._functorch.config.donated_buffer = False
+        with nullcontext() if self._recomputation is None else self._recomputation.forward_pass():
+            levels = self.model(images)
+        levels = [self._arrange(level) for level in levels]
         return levels[0] if len(levels) == 1 else tuple(levels)
 
+    def _arrange(self, level: Tensor) -> Tensor:
+        """The level in ``layout``; a view."""
+        if self.layout == 'NCHW' and self._channels_last:
+            return level.permute(0, 3, 1, 2)
+        if self.layout == 'NHWC' and not self._channels_last:
+            return level.permute(0, 2, 3, 1)
+        return level
 
-def _create(name: str, **arguments: Any) -> nn.Module:
-    hub = ':' in name
-    if not hub and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(f'timm {timm.__version__} has no model {name!r}' +
-                         (f'; did you mean one of {close}?' if close else '; timm.list_models() lists them'))
-    # timm reports what a model does not support in as many ways as it has models: assertions, lookups, arguments.
+
+def _switch_on_checkpointing(model: nn.Module, name: str) -> None:
+    # Feature classes around a whole model leave the switch to that model.
+    target = model if hasattr(model, 'set_grad_checkpointing') else getattr(model, 'model', model)
     try:
-        return timm.create_model(name, **arguments)
-    except (AssertionError, IndexError, NotImplementedError, TypeError) as error:
-        settings = {key: value for key, value in arguments.items() if not key.startswith('pretrained')}
-        raise ValueError(f'timm cannot build {name!r} with {settings}: {type(error).__name__}: {error}') from error
-
-
-def _create_from_checkpoint(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
-    """Lets timm convert the weights (layout, image size, channels) and load them strictly, without the classifier."""
-    weights = read_state_dict(path)
-    for layer in _classifier_names(name):
-        weights = {key: value for key, value in weights.items() if not key.startswith(f'{layer}.')}
-    overlay = dict(state_dict=weights, num_classes=0, classifier=None)
-    try:
-        model = _create(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **arguments)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f'Checkpoint {path} does not fit the timm model {name!r}: {error}') from error
-    # Families with a feature class of their own (EfficientNet, MobileNetV3, HRNet) are loaded leniently by timm.
-    if not type(model).__module__.startswith('timm.models._features'):
-        missing = [key for key in model.state_dict() if key not in weights and not key.endswith('num_batches_tracked')]
-        if missing:
-            raise ValueError(f'Checkpoint {path} does not fit the timm model {name!r}: missing keys {missing}')
-    return model
-
-
-def _classifier_names(name: str) -> tuple[str, ...]:
-    config = timm.get_pretrained_cfg(name)
-    names = config.classifier if config is not None else None
-    return (names, ) if isinstance(names, str) else tuple(names or ())
+        target.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f'TimmEncoder: timm has no activation checkpointing for {name!r}') from error

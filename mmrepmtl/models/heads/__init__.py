@@ -1,4 +1,5 @@
 from .base import TaskHead, full_precision
+from .binary import BinaryHead
 from .classification import ClassificationHead
 from .dense import DenseHead
 from .depth import DepthHead
@@ -7,6 +8,6 @@ from .regression import RegressionHead
 from .segmentation import SegmentationHead
 
 __all__ = [
-    'ClassificationHead', 'DenseHead', 'DepthHead', 'NormalHead', 'RegressionHead', 'SegmentationHead', 'TaskHead',
-    'full_precision'
+    'BinaryHead', 'ClassificationHead', 'DenseHead', 'DepthHead', 'NormalHead', 'RegressionHead', 'SegmentationHead',
+    'TaskHead', 'full_precision'
 ]

@@ -39,6 +39,34 @@ def cross_entropy_terms(logits: Tensor, target: Tensor, ignore_index: int,
     return numerator, torch.where(labelled, class_weight[torch.where(labelled, target, 0)], 0).sum()
 
 
+def binary_terms(logits: Tensor, target: Tensor, ignore_index: int,
+                 positive_weight: float | str | None = None) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy summed over the labelled positions, positives and negatives weighted by w and 1 - w.
+
+    Args:
+        logits: (B, *) unnormalised scores of 1.
+        target: (B, *) int64, 0 or 1; positions of ``ignore_index`` are left out.
+        ignore_index: The void label.
+        positive_weight: w in (0, 1); ``'balanced'``: the share of negatives among each image's labelled positions, as
+            in HED (Xie and Tu, ICCV 2015, eq. 2; public multi-task code takes the share of the batch, which depends on
+            how it is spread over processes); None: no weights, both 1.
+
+    Returns:
+        The sum of the weighted cross-entropies in nats and the number of labelled positions (not weighted).
+    """
+    labelled, positive = target != ignore_index, target == 1
+    if positive_weight is None:
+        weight, other = 1.0, 1.0
+    elif positive_weight == 'balanced':
+        axes = tuple(range(1, target.ndim))
+        share = positive.sum(axes, keepdim=True) / labelled.sum(axes, keepdim=True).clamp(min=1).to(logits.dtype)
+        weight, other = 1 - share, share
+    else:
+        weight, other = positive_weight, 1 - positive_weight
+    losses = -torch.where(positive, weight * F.logsigmoid(logits), other * F.logsigmoid(-logits))
+    return torch.where(labelled, losses, 0).sum(), labelled.sum()
+
+
 def regression_terms(prediction: Tensor, target: Tensor, valid: Tensor, penalty: str = 'l1') -> tuple[Tensor, Tensor]:
     """A penalty of ``prediction - target`` summed over the valid elements.
 

@@ -1,0 +1,93 @@
+"""Between mmseg's data samples and ours: names of fields, paddings, flips."""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from mmrepmtl.models.heads import BinaryHead, DenseHead, DepthHead, NormalHead, SegmentationHead
+from mmrepmtl.models.heads.segmentation import VOID
+from mmrepmtl.structures import MultiTaskDataSample
+
+#: {head: (kind of its values, name of the first such task's field in a SegDataSample)}.
+KINDS: dict[type[DenseHead], tuple[str, str | None]] = {
+    SegmentationHead: ('segmentation', 'sem_seg'),
+    DepthHead: ('depth', 'depth_map'),
+    NormalHead: ('normals', 'normal_map'),
+    BinaryHead: ('binary', None),
+}
+
+
+def kind_of(head: DenseHead) -> str:
+    """The kind of a head's values: 'segmentation', 'depth', 'normals' or 'binary'."""
+    return next(kind for base, (kind, _) in KINDS.items() if isinstance(head, base))
+
+
+def fields_of(heads: Mapping[str, DenseHead]) -> dict[str, str]:
+    """{task: FIELD}: its prediction is ``pred_FIELD`` and its truth ``gt_FIELD`` in a SegDataSample.
+
+    The first task of a kind has mmseg's name, ``sem_seg`` or ``depth_map`` (and ``normal_map``), others their own.
+
+    Raises:
+        ValueError: A head is none of ``KINDS``, whose values a SegDataSample could hold.
+    """
+    fields: dict[str, str] = {}
+    for task, head in heads.items():
+        field = next((name or task for base, (_, name) in KINDS.items() if isinstance(head, base)), None)
+        if field is None:
+            raise ValueError(
+                f'MultiTaskSegmentor: task {task!r} ({type(head).__name__}) has no map that mmseg could show; leave it '
+                'to MultiTaskModel'
+            )
+        fields[task] = task if field in fields.values() else field
+    return fields
+
+
+def to_multi_task(
+    sample: SegDataSample, heads: Mapping[str, DenseHead], fields: Mapping[str, str], size: Sequence[int]
+) -> MultiTaskDataSample:
+    """The truth of an mmseg sample as targets, padded as void to the network's input, ``size`` = (H, W).
+
+    mmseg pads depth maps with its label of void pixels, 255, which would be a valid depth: what lies outside
+    ``img_shape`` is replaced.
+    """
+    converted = MultiTaskDataSample(metainfo=sample.metainfo)
+    height, width = sample.metainfo.get('img_shape', size)[:2]
+    for task, field in fields.items():
+        truth = sample.get(f'gt_{field}')
+        if truth is None:
+            continue
+        target = truth.data[..., :height, :width]
+        void = 0.0 if target.is_floating_point() else VOID
+        target = F.pad(target, (0, size[1] - target.shape[-1], 0, size[0] - target.shape[-2]), value=void)
+        channels = kind_of(heads[task]) in ('depth', 'normals')
+        converted.set_target(heads[task].target, target if channels else target[0])
+    return converted
+
+
+def mirror(maps: Tensor, direction: str, kind: str) -> Tensor:
+    """Flips maps (B, C, H, W) with their values; normals have axes (right, into the scene, up).
+
+    Args:
+        maps: Raw outputs or predictions.
+        direction: ``'horizontal'`` or ``'vertical'``, as mmcv's RandomFlip writes it.
+        kind: See :func:`kind_of`.
+
+    Raises:
+        ValueError: Another direction.
+    """
+    if direction not in ('horizontal', 'vertical'):
+        raise ValueError(f"MultiTaskSegmentor: flip_direction={direction!r}; it can undo 'horizontal' and 'vertical'")
+    axis, component = (3, 0) if direction == 'horizontal' else (2, 2)
+    maps = maps.flip(dims=(axis,))
+    if kind == 'normals':
+        maps[:, component] = -maps[:, component]
+    return maps
+
+
+def as_pixel_data(prediction: Tensor, kind: str) -> PixelData:
+    """A prediction (H, W) or (C, H, W) as mmseg stores it, (C, H, W), with its kind."""
+    data = prediction[None] if prediction.ndim == 2 else prediction
+    return PixelData(metainfo=dict(kind=kind), data=data)
