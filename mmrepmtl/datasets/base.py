@@ -1,15 +1,18 @@
+import os
 import random
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
 from torch.utils.data import get_worker_info
 
+from mmrepmtl.datasets.cache import SampleCache
 from mmrepmtl.datasets.checks import check_image, check_target, check_targets
 from mmrepmtl.datasets.samplers import EpochIndex
 from mmrepmtl.registry import TRANSFORMS
@@ -66,6 +69,7 @@ class MultiTaskDataset(BaseDataset):
     kind           array            invalid
     ============== ================ =======================================
     segmentation   (H, W) int64     255
+    binary         (H, W) int64     255; 0 no, 1 yes; ``thin=True`` declares lines of one pixel
     depth          (H, W) float32   0; metres, or 1 / metres if the target declares ``inverse=True``
     normals        (H, W, 3) f32    0 0 0; unit length, axes (right, into the scene, up)
     classification int
@@ -84,6 +88,9 @@ class MultiTaskDataset(BaseDataset):
         targets (Sequence[str], optional): Names of the targets to load; None is all that are declared.
         seed (int): Used where the index carries no seed. Defaults to 0.
         check (bool): Whether to check each loaded sample (about 1 ms at 288 x 384). Defaults to True.
+        cache_dir (str, optional): Folder for decoded samples, which later epochs and runs read instead of decoding
+            anew; see :class:`SampleCache`. ``load_sample`` may then depend on ``data_info``, the files that it (or the
+            sample) names, and the arguments of the data set only. None decodes every time.
         pipeline (Sequence): Transforms or their configs. Ours are found by plain name under any default scope.
         metainfo (Mapping, optional): Overrides entries of ``METAINFO``.
         **kwargs: Those of mmengine's ``BaseDataset`` (``data_root``, ``indices``, ``test_mode``, ...).
@@ -95,22 +102,33 @@ class MultiTaskDataset(BaseDataset):
 
     METAINFO: dict = dict(targets={})
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'MultiTaskDataset':
+        self = super().__new__(cls)
+        # Of the most derived class, for the cache's key.
+        self._arguments = (args, kwargs)
+        return self
+
     def __init__(self,
                  targets: Sequence[str] | None = None,
                  seed: int = 0,
                  check: bool = True,
                  pipeline: Sequence = (),
                  metainfo: Mapping | None = None,
+                 cache_dir: str | None = None,
                  **kwargs: Any) -> None:
         metainfo = dict(metainfo or {})
         declared = dict(metainfo.get('targets', self.METAINFO.get('targets', {})))
         check_targets(declared)
+        check_target_names(declared)
         metainfo['targets'] = self._select(declared, targets)
         self.seed = seed
         self.check = check
         self._declared = frozenset(declared)
         self._warned = False
+        self.cache: SampleCache | None = None
         super().__init__(metainfo=metainfo, pipeline=[_build_transform(t) for t in pipeline], **kwargs)
+        if cache_dir is not None:
+            self.cache = SampleCache(cache_dir, type(self), self._arguments, self.targets)
 
     @property
     def targets(self) -> dict[str, dict]:
@@ -155,28 +173,70 @@ class MultiTaskDataset(BaseDataset):
         return data
 
     def _run(self, idx: int) -> Any:
+        return self.run_pipeline(self.load(idx))
+
+    def load(self, idx: int) -> dict:
+        """Loads and checks a sample: the dict that enters the pipeline, see :meth:`prepare_data`."""
         data_info = self.get_data_info(idx)
-        sample = self.load_sample(data_info)
-        img, path = sample['img'], str(sample['img_path'])
-        gt = self._wanted_targets(sample['gt'], path)
-        if self.check:
-            check_image(img, path)
-            paths = sample.get('gt_paths', {})
-            for name, value in gt.items():
-                check_target(name, value, self.targets[name], img.shape[:2], str(paths.get(name, path)))
-        results = dict(
-            img=img,
-            gt=gt,
+        sample = self.fetch(data_info)
+        shape = sample['img'].shape[:2]
+        return dict(
+            img=sample['img'],
+            gt=sample['gt'],
             targets=self.targets,
             sample_idx=data_info['sample_idx'],
-            img_path=path,
-            ori_shape=img.shape[:2],
-            img_shape=img.shape[:2])
+            img_path=sample['img_path'],
+            ori_shape=shape,
+            img_shape=shape)
+
+    def run_pipeline(self, results: dict) -> Any:
+        """Runs the pipeline on what :meth:`load` returned.
+
+        Raises:
+            ValueError: If it returns None.
+        """
+        path = results['img_path']
         data = self.pipeline(results)
         if data is None:
             raise ValueError(f'{path}: the pipeline of {type(self).__name__} returned None for this sample; '
                              'a transform must return the results or raise')
         return data
+
+    def fetch(self, data_info: dict) -> dict:
+        """:meth:`load_sample` with the wanted targets, checked, from the cache where there is one."""
+        if self.cache is None:
+            return self._load_checked(data_info)
+        return self.cache.fetch(data_info, lambda: self._load_unrandomly(data_info),
+                                lambda sample: self.source_files(data_info, sample))
+
+    def source_files(self, data_info: dict, sample: dict) -> list[str]:
+        """Names of the files that a sample is made from: the cache decodes anew when one of them has changed.
+
+        By default the files among the texts in ``data_info``, which must be some, and the sample's ``img_path`` and
+        ``gt_paths``.
+        """
+        named = [text for text in _texts(data_info) if os.path.isfile(text)]
+        more = [sample['img_path'], *sample['gt_paths'].values()] if named else []
+        return list(dict.fromkeys([*named, *(path for path in more if os.path.isfile(path))]))
+
+    def _load_unrandomly(self, data_info: dict) -> dict:
+        before = _rng_state()
+        sample = self._load_checked(data_info)
+        if not _same_rng_state(before, _rng_state()):
+            raise ValueError(f'{type(self).__name__}: load_sample draws random numbers, so its samples cannot be '
+                             'cached; leave out cache_dir, or draw them in a transform of the pipeline')
+        return sample
+
+    def _load_checked(self, data_info: dict) -> dict:
+        sample = self.load_sample(data_info)
+        img, path = sample['img'], str(sample['img_path'])
+        gt = self._wanted_targets(sample['gt'], path)
+        gt_paths = {name: str(file) for name, file in sample.get('gt_paths', {}).items()}
+        if self.check:
+            check_image(img, path)
+            for name, value in gt.items():
+                check_target(name, value, self.targets[name], img.shape[:2], gt_paths.get(name, path))
+        return dict(img=img, gt=gt, img_path=path, gt_paths=gt_paths)
 
     def _wanted_targets(self, gt: Mapping[str, Any], path: str) -> dict[str, Any]:
         unknown = set(gt) - self._declared
@@ -204,6 +264,36 @@ class MultiTaskDataset(BaseDataset):
                 'augmentation depends on the workers and a resumed run differs from an uninterrupted one. Use '
                 "sampler=dict(type='EpochSampler') (or 'EpochInfiniteSampler') for training.",
                 stacklevel=2)
+
+
+def check_target_names(names: Iterable[str]) -> None:
+    """Refuses names under which a ``MultiTaskDataSample`` could not hold a target.
+
+    Raises:
+        ValueError: With the name and the reason.
+    """
+    for name in names:
+        reason = None
+        if not isinstance(name, str) or not name:
+            reason = 'it must be a text that is not empty'
+        elif '.' in name or '/' in name:
+            reason = "'.' and '/' separate the parts of names of losses and metrics"
+        elif hasattr(BaseDataElement(), name):
+            reason = 'it is an attribute of the container of targets'
+        if reason is not None:
+            raise ValueError(f'the target name {name!r} cannot be used: {reason}; choose another one')
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested dicts and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _build_transform(transform: Any) -> Any:

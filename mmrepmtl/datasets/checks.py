@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ('segmentation', 'depth', 'normals', 'classification', 'regression')
+KINDS = ('segmentation', 'binary', 'depth', 'normals', 'classification', 'regression')
 VOID = 255
 # JPEG or 8-bit storage is renormalised on loading; what is left is float32 rounding.
 UNIT_TOLERANCE = 1e-2
@@ -79,6 +79,13 @@ def _check_segmentation(where: str, value: Any, meta: Mapping, size: tuple[int, 
             raise ValueError(f'{where}: found labels {wrong[:5].tolist()}, expected 0 to {count - 1}, or {VOID} (void)')
 
 
+def _check_binary(where: str, value: Any, meta: Mapping, size: tuple[int, int]) -> None:
+    _expect_array(where, value, np.int64, f'{size} int64, the size of the image', lambda shape: shape == size)
+    wrong = np.unique(value[(value != 0) & (value != 1) & (value != VOID)])
+    if wrong.size:
+        raise ValueError(f'{where}: found labels {wrong[:5].tolist()}, expected 0 (no), 1 (yes), or {VOID} (void)')
+
+
 def _check_depth(where: str, value: Any, meta: Mapping, size: tuple[int, int]) -> None:
     _expect_array(where, value, np.float32, f'{size} float32, the size of the image', lambda shape: shape == size)
     low, high = float(value.min()), float(value.max())
@@ -115,6 +122,7 @@ def _check_regression(where: str, value: Any, meta: Mapping, size: tuple[int, in
 
 _CHECKS = {
     'segmentation': _check_segmentation,
+    'binary': _check_binary,
     'depth': _check_depth,
     'normals': _check_normals,
     'classification': _check_classification,

@@ -99,6 +99,15 @@ def test_packed_sample(root):
     assert sample.targets['semseg'].dtype == torch.int64
 
 
+def test_numbers_in_names_are_ordered_by_value(tmp_path):
+    write_npy(tmp_path, 'train', 0)
+    for folder in (tmp_path / 'train').iterdir():
+        for name in ('room_10', 'room_9', 'hall_11'):
+            (folder / f'{name}.npy').write_bytes((folder / '0.npy').read_bytes())
+        (folder / '0.npy').unlink()
+    assert [Path(results['img_path']).stem for results in NYUv2Dataset(tmp_path)] == ['hall_11', 'room_9', 'room_10']
+
+
 @pytest.mark.parametrize('split', ['val', 'test'])
 def test_val_and_test_are_the_same(root, split):
     dataset = NYUv2Dataset(root, split=split)
@@ -190,8 +199,21 @@ def test_broken_pictures_are_named(tmp_path, name, array, message):
         NYUv2Dataset(tmp_path)[0]
 
 
+@pytest.mark.parametrize('name', ['image/0001.jpg', 'label/0001.png', 'depth/0001.png', 'normal/0001.jpg'])
+@pytest.mark.parametrize('kept', [0, 0.6, 0.97])
+def test_pictures_that_were_cut_off_are_named(tmp_path, name, kept):
+    """OpenCV shows the rest of a JPEG in grey."""
+    write_pictures(tmp_path, 'train', 1)
+    path = tmp_path / 'train' / name
+    path.write_bytes(path.read_bytes()[:int(kept * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f'{path.name}: cannot be read as an image, expected an? '):
+        NYUv2Dataset(tmp_path)[0]
+
+
 @pytest.mark.parametrize('arguments, message', [
-    (dict(split='trainval'), "split is 'trainval'"), (dict(layout='mat'), "layout is 'mat'")])
+    (dict(split='trainval'), "split is 'trainval'"),
+    (dict(layout='raw'), "layout is 'raw', expected 'auto', 'npy', 'image' or 'mat'"),
+])
 def test_wrong_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         NYUv2Dataset(tmp_path, **arguments)

@@ -1,8 +1,10 @@
-# NYUv2 at its full size. Augmentation (RandomZoom, RandomFlip) exists but is off, as in the paper's table.
+# NYUv2 at 288 x 384, the size of the preprocessed archives; the first transform reduces the official file, which is
+# larger. Augmentation (RandomZoom, RandomFlip) exists but is off, as in the paper's table.
 # There is no validation split: 'val' and 'test' are the same 654 images, so the last checkpoint is the one that counts.
 data_root = None  # a folder, or None: 'nyuv2' below the environment variable MMREPMTL_DATA
-_train_pipeline = [dict(type='PackMultiTaskInputs')]
-_test_pipeline = [dict(type='PackMultiTaskInputs')]
+_resize = dict(type='ResizeMultiTask', size=(288, 384), interpolation='area')
+_train_pipeline = [_resize, dict(type='PackMultiTaskInputs')]
+_test_pipeline = [_resize, dict(type='PackMultiTaskInputs')]
 
 train_dataloader = dict(
     batch_size=8,

@@ -36,7 +36,8 @@ class ResizeMultiTask(BaseTransform):
     """Resizes the image and all dense targets to ``size``.
 
     Image and normals are interpolated (normals are then renormalised, invalid ones neither spread nor mix in), labels
-    and depth take the nearest pixel. Depth values stay: the camera's pixels change, not the scene.
+    and depth take the nearest pixel. Depth values stay: the camera's pixels change, not the scene. A binary target that
+    declares ``thin=True`` keeps its lines whole: a pixel is 1 where any pixel of its area was.
 
     Args:
         size (Sequence[int]): (height, width) in pixels.
@@ -60,9 +61,15 @@ class ResizeMultiTask(BaseTransform):
 
         resize_nearest = unless_there(lambda value: F.sample_nearest(value, self.size))
         resize_normals = unless_there(lambda value: F.resize_normals(value, self.size, self.interpolation))
+        resize_lines = unless_there(lambda value: F.resize_lines(value, self.size))
+
+        def resize_binary(value: np.ndarray, meta: dict) -> np.ndarray:
+            return (resize_lines if meta.get('thin', False) else resize_nearest)(value, meta)
+
         if results['img'].shape[:2] != self.size:
             _set_image(results, F.resize_image(results['img'], self.size, self.interpolation))
-        _map_targets(results, dict(segmentation=resize_nearest, depth=resize_nearest, normals=resize_normals))
+        _map_targets(results, dict(
+            segmentation=resize_nearest, binary=resize_binary, depth=resize_nearest, normals=resize_normals))
         return results
 
     def __repr__(self) -> str:
@@ -123,7 +130,7 @@ class RandomZoom(BaseTransform):
             return F.zoom_normals(value, size, top, left, scale, self.normal_zoom == 'geometric')
 
         _set_image(results, F.sample_bilinear(results['img'], size, top, left, (scale, scale)))
-        _map_targets(results, dict(segmentation=nearest, depth=depth, normals=normals))
+        _map_targets(results, dict(segmentation=nearest, binary=nearest, depth=depth, normals=normals))
         return results
 
     def __repr__(self) -> str:
@@ -153,12 +160,12 @@ class RandomFlip(BaseTransform):
         if np.random.rand() >= self.prob:
             return results
 
-        def mirror(value: np.ndarray, meta: dict | None = None) -> np.ndarray:
-            return np.ascontiguousarray(value[:, ::-1])
+        def mirror(value: np.ndarray, meta: dict) -> np.ndarray:
+            return F.mirror(value)
 
-        _set_image(results, mirror(results['img']))
+        _set_image(results, F.mirror(results['img']))
         _map_targets(results, dict(
-            segmentation=mirror, depth=mirror, normals=lambda value, meta: F.flip_normals(value)))
+            segmentation=mirror, binary=mirror, depth=mirror, normals=lambda value, meta: F.flip_normals(value)))
         return results
 
     def __repr__(self) -> str:

@@ -1,0 +1,5 @@
+# The paper's schedule on Office-31 and Office-Home: 100 epochs at a constant learning rate.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=1)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = []

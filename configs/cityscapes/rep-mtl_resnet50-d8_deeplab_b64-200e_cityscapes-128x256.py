@@ -1,0 +1,17 @@
+# The paper's recipe on Cityscapes: 7 classes and inverse depth.
+_base_ = [
+    '../_base_/models/resnet50-d8_deeplab.py',
+    '../_base_/datasets/cityscapes_128x256.py',
+    '../_base_/schedules/adam_200e.py',
+    '../_base_/methods/rep-mtl.py',
+    '../_base_/default_runtime.py',
+]
+_decoder = dict(type='DeepLabDecoder')
+model = dict(
+    heads=dict(
+        _delete_=True,  # no normals here
+        semseg=dict(type='SegmentationHead', num_classes=7, decoder=_decoder),
+        depth=dict(type='DepthHead', decoder=_decoder),
+    ),
+)
+optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5), shared='encoder')

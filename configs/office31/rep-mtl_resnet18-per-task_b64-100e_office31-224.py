@@ -1,0 +1,17 @@
+# The paper's recipe on Office-31: the encoder runs once per task, so BatchNorm sees one domain at a time.
+_base_ = [
+    '../_base_/models/resnet18_office.py',
+    '../_base_/datasets/office31_224.py',
+    '../_base_/schedules/adam_100e.py',
+    '../_base_/methods/rep-mtl.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    heads={d: dict(type='ClassificationHead', num_classes=31) for d in ('amazon', 'dslr', 'webcam')},
+)
+optim_wrapper = dict(
+    optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5),
+    shared='neck',
+    regularizers=[dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9, shared_samples=False)],
+)
+default_hooks = dict(average=dict(type='AverageMetricHook', metric='top1'))
