@@ -11,6 +11,10 @@ VOID = 255
 #: Void labels, invalid depth and invalid normals.
 INVALID_COLOUR = (0, 0, 0)
 
+#: Of yes-or-no maps; black and grey are values there.
+BINARY_BLACK = 24
+BINARY_VOID_COLOUR = (120, 30, 30)
+
 #: Viridis: perceptually uniform, and no colour of it is near the black of invalid pixels. Near is dark, far yellow.
 DEPTH_COLOURS_K3 = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1].copy()
 
@@ -41,6 +45,25 @@ def colour_segmentation(labels: np.ndarray, palette: Sequence[Sequence[int]]) ->
     colours_K3 = np.full((VOID + 1, 3), INVALID_COLOUR, dtype=np.uint8)
     colours_K3[:num_classes] = palette
     return colours_K3[labels]
+
+
+def colour_binary(values: np.ndarray) -> np.ndarray:
+    """Paints 0 to 1 in grey, from nearly black to white, and void (255 or not finite) dark red.
+
+    Args:
+        values: (H, W) labels 0, 1 and 255, or probabilities.
+
+    Raises:
+        ValueError: If a value is none of these.
+    """
+    valid = np.isfinite(values) & (values != VOID)
+    wrong = np.unique(values[valid & ((values < 0) | (values > 1))])
+    if wrong.size:
+        raise ValueError(f'colour_binary: values {wrong[:5].tolist()}, expected 0 to 1, or {VOID} (void)')
+    grey = np.rint(np.where(valid, values, 0) * (255 - BINARY_BLACK) + BINARY_BLACK).astype(np.uint8)
+    colours = np.repeat(grey[..., None], 3, axis=-1)
+    colours[~valid] = BINARY_VOID_COLOUR
+    return colours
 
 
 def depth_range(depth: np.ndarray) -> tuple[float, float] | None:

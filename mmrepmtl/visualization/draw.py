@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.files import whole_file
 
 from .colours import DEPTH_COLOURS_K3, INVALID_COLOUR, VOID
 from .panels import FAINT, INK, Pair, fit, font, make_pair, palette_of, shorten
@@ -29,7 +30,7 @@ class _Row(NamedTuple):
     pairs: list[Pair]
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A part of a legend's line: a swatch of the colour, if any, and text."""
     x: float
     colour: tuple[int, int, int] | None
@@ -62,8 +63,8 @@ def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTa
     _check(images, samples, targets_meta, head_targets, max_rows)
     metas = {task: targets_meta[target] for task, target in head_targets.items()}
     shown = list(zip(images, samples, strict=True))[:max_rows]
-    pictures = [_picture(image, sample) for image, sample in shown]
-    width = _panel_width(max(picture.shape[1] for picture in pictures))
+    pictures = [to_picture(image, sample) for image, sample in shown]
+    width = panel_width(max(picture.shape[1] for picture in pictures))
     rows = [_make_row(picture, sample, metas, head_targets, width)
             for picture, (_, sample) in zip(pictures, shown, strict=True)]
 
@@ -78,7 +79,7 @@ def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTa
     for row in rows:
         _draw_row(canvas, draw, row, top, width)
         top += row.image.shape[0] + scale_height + ROW_GAP
-    _draw_legend(draw, legend, top)
+    draw_legend(draw, legend, top)
     return np.asarray(canvas)
 
 
@@ -90,20 +91,34 @@ def write_grid(path: str | os.PathLike, images: Sequence[Tensor] | Tensor, sampl
     Raises:
         ValueError: The ending is that of no picture format, or as for :func:`prediction_grid`.
     """
-    path = Path(path)
-    formats = Image.registered_extensions()
-    if path.suffix.lower() not in formats:
-        raise ValueError(f'write_grid: {path} does not end like a picture; use .png or .jpg')
-    grid = prediction_grid(images, samples, targets_meta, head_targets, max_rows)
+    check_format(path)
+    write_picture(path, prediction_grid(images, samples, targets_meta, head_targets, max_rows))
+
+
+def write_picture(path: str | os.PathLike, picture: np.ndarray | Image.Image) -> None:
+    """Writes a picture, or an array that is one, to ``path`` (.png, .jpg), all of it or nothing; makes the folder.
+
+    Raises:
+        ValueError: The ending is that of no picture format.
+    """
     encoded = io.BytesIO()
-    Image.fromarray(grid).save(encoded, format=formats[path.suffix.lower()])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        temporary.write_bytes(encoded.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    picture.save(encoded, format=check_format(path))
+    with whole_file(path) as file:
+        file.write(encoded.getvalue())
+
+
+def check_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that the ending of ``path`` stands for.
+
+    Raises:
+        ValueError: It is that of no picture format.
+    """
+    formats = Image.registered_extensions()
+    suffix = Path(path).suffix.lower()
+    if suffix not in formats:
+        raise ValueError(f'{path} does not end like a picture; use .png or .jpg')
+    return formats[suffix]
 
 
 def _check(images, samples, targets_meta, head_targets, max_rows) -> None:
@@ -123,18 +138,19 @@ def _check(images, samples, targets_meta, head_targets, max_rows) -> None:
                                  f'{list(sample.predictions)}')
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def to_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array on the CPU, half precision as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _picture(image: Tensor, sample: MultiTaskDataSample) -> np.ndarray:
+def to_picture(image: Tensor, sample: MultiTaskDataSample) -> np.ndarray:
     """The image without padding as (H, W, 3) uint8."""
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise ValueError(f'prediction_grid: an image of shape {tuple(image.shape)} and {image.dtype}; expected '
                          'floating-point (3, H, W) in [0, 1]')
     height, width = sample.get('img_shape', image.shape[1:])
-    array = _array(image)[:, :height, :width].transpose(1, 2, 0)
+    array = to_array(image)[:, :height, :width].transpose(1, 2, 0)
     low, high = float(array.min()), float(array.max())
     # A little beyond is what interpolation leaves; written so that NaN fails it.
     if not (low >= -0.1 and high <= 1.1):
@@ -143,7 +159,8 @@ def _picture(image: Tensor, sample: MultiTaskDataSample) -> np.ndarray:
     return np.rint(255 * array.clip(0, 1)).astype(np.uint8)
 
 
-def _panel_width(width: int) -> int:
+def panel_width(width: int) -> int:
+    """Width of the panels of an image of this width, see MIN_WIDTH and MAX_WIDTH."""
     if width < MIN_WIDTH:
         # A whole factor, so that every pixel of a label map becomes an equal square.
         return width * math.ceil(MIN_WIDTH / width)
@@ -155,8 +172,8 @@ def _make_row(picture, sample, metas, head_targets, width: int) -> _Row:
     pairs = []
     for task, meta in metas.items():
         truth = sample.targets.get(head_targets[task])
-        pairs.append(make_pair(meta['kind'], None if truth is None else _array(truth), _array(sample.predictions[task]),
-                               meta, size))
+        pairs.append(make_pair(meta['kind'], None if truth is None else to_array(truth),
+                               to_array(sample.predictions[task]), meta, size))
     return _Row(fit(picture, size, smooth=True), pairs)
 
 
@@ -185,12 +202,12 @@ def _draw_row(canvas: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, top: in
         canvas.paste(Image.fromarray(pair.truth), (left, top))
         canvas.paste(Image.fromarray(pair.prediction), (left + width + PAIR_GAP, top))
         if pair.scale is not None:
-            _draw_scale(canvas, draw, pair.scale, left, top + row.image.shape[0], 2 * width + PAIR_GAP)
+            draw_scale(canvas, draw, pair.scale, left, top + row.image.shape[0], 2 * width + PAIR_GAP)
 
 
-def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: tuple[float, float, str], left: int, top: int,
-                width: int) -> None:
-    """A bar of the depth colours below a pair, with the values of its ends."""
+def draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: tuple[float, float, str], left: int, top: int,
+               width: int, colours_K3: np.ndarray = DEPTH_COLOURS_K3) -> None:
+    """Draws a bar of 256 colours, by default those of depth, with the values of its ends, below a panel or a pair."""
     low, high, unit = scale
     texts = [f'{low:.2f} {unit}', f'{high:.2f} {unit}']
     first, last = (font(12).getlength(text) for text in texts)
@@ -200,11 +217,11 @@ def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: tuple[flo
     bar_width = int(width - first - last - 16)
     if bar_width > 0:
         steps = np.linspace(0, 255, bar_width).round().astype(int)
-        bar = np.repeat(DEPTH_COLOURS_K3[steps][None], 8, axis=0)
+        bar = np.repeat(colours_K3[steps][None], 8, axis=0)
         canvas.paste(Image.fromarray(bar), (int(left + first + 8), int(middle) - 4))
 
 
-def _legend(head_targets, targets_meta, samples, width: int) -> list[list[_Entry]]:
+def _legend(head_targets, targets_meta, samples, width: int) -> list[list[Entry]]:
     """The legend's lines: what the colours of each target mean."""
     lines = []
     for target in dict.fromkeys(head_targets.values()):
@@ -214,36 +231,40 @@ def _legend(head_targets, targets_meta, samples, width: int) -> list[list[_Entry
                        for colour, name in zip(palette_of(meta), meta['classes'], strict=True)]
             if any(target in sample.targets and bool((sample.targets[target] == VOID).any()) for sample in samples):
                 entries.append((INVALID_COLOUR, 'void'))
-            lines += _wrap(target, entries, width)
+            lines += wrap_legend(target, entries, width)
+        elif meta['kind'] == 'binary':
+            lines.append([Entry(0, None, f'{target}:  white is yes, black no, grey a probability, dark red void')])
         elif meta['kind'] == 'normals':
-            lines.append([_Entry(0, None, f'{target}:  red faces right, green up, blue the camera')])
+            lines.append([Entry(0, None, f'{target}:  red faces right, green up, blue the camera')])
         elif meta['kind'] == 'depth':
             quantity = 'inverse depth, 1/m' if meta.get('inverse') else 'depth in metres'
-            lines.append([_Entry(0, None, f'{target}:  {quantity}; the range is that of the truth in each row, of the '
+            lines.append([Entry(0, None, f'{target}:  {quantity}; the range is that of the truth in each row, of the '
                                  'prediction where there is no truth')])
     return lines
 
 
-def _wrap(target: str, entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> list[list[_Entry]]:
+def wrap_legend(target: str, entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> list[list[Entry]]:
     """Colours and names in lines of at most ``width`` pixels."""
     text_font = font(13)
     x = start = text_font.getlength(f'{target}:') + 10
-    lines = [[_Entry(0, None, f'{target}:')]]
+    lines = [[Entry(0, None, f'{target}:')]]
     for colour, name in entries:
         length = SWATCH + 5 + text_font.getlength(name)
         if x > start and x + length > width:
             lines.append([])
             x = start
-        lines[-1].append(_Entry(x, colour, name))
+        lines[-1].append(Entry(x, colour, name))
         x += length + 16
     return lines
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, lines: Sequence[Sequence[_Entry]], top: int) -> None:
+def draw_legend(draw: ImageDraw.ImageDraw, lines: Sequence[Sequence[Entry]], top: int, left: int = MARGIN) -> None:
+    """Draws the lines of a legend, from (left, top)."""
+    origin = left
     for number, line in enumerate(lines):
         middle = top + LEGEND_LINE * number + LEGEND_LINE / 2
         for x, colour, text in line:
-            left = MARGIN + x
+            left = origin + x
             if colour is not None:
                 box = [left, middle - SWATCH / 2, left + SWATCH, middle + SWATCH / 2]
                 draw.rectangle(box, fill=colour, outline=FAINT)

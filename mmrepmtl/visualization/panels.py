@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .colours import colour_depth, colour_normals, colour_segmentation, default_palette, depth_range
+from .colours import colour_binary, colour_depth, colour_normals, colour_segmentation, default_palette, depth_range
 
 INK = (45, 45, 45)
 FAINT = (130, 130, 130)
@@ -101,6 +101,14 @@ def _segmentation(truth, prediction, meta, size) -> Pair:
     return _pair(truth, prediction, size, paint, paint)
 
 
+def _binary(truth, prediction, meta, size) -> Pair:
+    def paint(values):
+        # Smooth, since lines of one pixel would vanish from a smaller panel; grey in between still means something.
+        return fit(colour_binary(values), size, smooth=size[1] < values.shape[1])
+
+    return _pair(truth, prediction, size, paint, paint)
+
+
 def _depth(truth, prediction, meta, size) -> Pair:
     # The truth's range for both: a wrong prediction saturates in plain sight, and cannot squeeze the truth's colours.
     limits = (None if truth is None else depth_range(truth)) or depth_range(prediction) or (0.0, 1.0)
@@ -139,4 +147,5 @@ def _pair(truth, prediction, size: tuple[int, int], paint_truth: Callable, paint
 
 
 _MAKERS: dict[str, Callable[..., Pair]] = dict(
-    segmentation=_segmentation, depth=_depth, normals=_normals, classification=_classification, regression=_regression)
+    segmentation=_segmentation, binary=_binary, depth=_depth, normals=_normals, classification=_classification,
+    regression=_regression)

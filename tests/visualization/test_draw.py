@@ -7,6 +7,7 @@ from PIL import Image
 from mmrepmtl.datasets.synth_rooms import SynthRoomsDataset
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import (
+    colour_binary,
     colour_depth,
     colour_normals,
     colour_segmentation,
@@ -73,6 +74,27 @@ def magnified(colours: np.ndarray) -> np.ndarray:
 
 
 # ---- colours ---------------------------------------------------------------------------------------------------------
+
+
+def test_yes_is_white_no_nearly_black_void_dark_red():
+    colours = colour_binary(np.array([[0, 1], [255, 1]]))
+    assert colours.tolist() == [[[24, 24, 24], [255, 255, 255]], [[120, 30, 30], [255, 255, 255]]]
+    grey = colour_binary(np.array([[0.5, np.nan]], dtype=np.float32))
+    assert grey.tolist() == [[[140, 140, 140], [120, 30, 30]]]
+    with pytest.raises(ValueError, match=r'values \[2\], expected 0 to 1'):
+        colour_binary(np.array([[2]]))
+
+
+def test_yes_or_no_maps_are_drawn_beside_their_probabilities():
+    generator = torch.Generator().manual_seed(5)
+    target = (torch.rand(SIZE, generator=generator) > 0.7).long()
+    sample = MultiTaskDataSample(metainfo=dict(img_shape=SIZE))
+    sample.set_target('edge', target)
+    sample.set_prediction('edge', torch.rand(SIZE, generator=generator))
+    grid = prediction_grid([make_image()], [sample], dict(edge=dict(kind='binary')), dict(edge='edge'))
+    truth = locate(grid, magnified(colour_binary(target.numpy())))
+    prediction = locate(grid, magnified(colour_binary(sample.predictions['edge'].numpy())))
+    assert truth is not None and prediction is not None and truth[0] == prediction[0] and truth[1] < prediction[1]
 
 
 def test_segmentation_has_the_colours_of_the_palette_and_black_void():

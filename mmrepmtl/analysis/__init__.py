@@ -1,0 +1,1 @@
+"""Looking at trained models; nothing of training depends on it."""

@@ -1,0 +1,222 @@
+"""Predictions of all tasks on pictures, folders and videos, at their own size and in physical units."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmrepmtl.apis.image_pipeline import ImagePipeline, Prepared
+from mmrepmtl.apis.inputs import Inputs, Picture, find_inputs
+from mmrepmtl.apis.loading import find_run, load_model, target_declarations
+from mmrepmtl.apis.result_files import ResultWriter
+from mmrepmtl.models import MultiTaskModel
+from mmrepmtl.models.heads import DenseHead, full_precision
+from mmrepmtl.visualization.draw import to_array
+
+
+@dataclass
+class InferenceResult:
+    """What was predicted on one picture.
+
+    Attributes:
+        name: Of its files; VIDEO/NUMBER for a frame.
+        source: The path, with the number of a frame.
+        predictions: {task: array} as in ``MultiTaskDataSample``, (H, W) being the picture's own size: class ids (H, W)
+            int64; probabilities (H, W); depth (1, H, W) in metres (in the unit of the data set where the target is
+            inverse); normals (3, H, W) of unit length, axes (right, into the scene, up); probabilities of the classes
+            (K,); regressed values (D,) in the unit of the data set. Empty if the picture could not be read.
+        image: The picture, (H, W, 3) uint8 RGB.
+        network_size: (h, w) of the picture in the network's input.
+        files: {task, 'json' or 'visualization': file}, where files are written.
+        error: Why there are no predictions, or None.
+        video, fps: Name and frame rate of the video that it is a frame of.
+    """
+
+    name: str
+    source: str
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    image: np.ndarray | None = None
+    network_size: tuple[int, int] | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+    error: str | None = None
+    video: str | None = None
+    fps: float = 0.0
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the picture."""
+        return None if self.image is None else (self.image.shape[0], self.image.shape[1])
+
+
+class MultiTaskInferencer:
+    """Predicts all tasks of a trained model on pictures that belong to no data set.
+
+        inferencer = MultiTaskInferencer('work_dirs/quickstart')
+        result, = inferencer('kitchen.jpg', out_dir='predictions')
+        result.predictions['depth']  # (1, H, W), metres
+
+    A picture is brought to the size that the network was trained at (see :class:`ImagePipeline`). The network's
+    outputs, logits and not labels, are resized to the picture's size bilinearly about pixel centres, which undoes the
+    resizing of the picture, and then become classes and unit normals.
+
+    A picture that cannot be read gets one line in the log and a result with ``error``; the others go on. Pictures are
+    batched only with others of the same network size, so that a prediction does not depend on its batch.
+
+    Args:
+        config_or_workdir: A config file, or the work directory of a run.
+        checkpoint: The file; None takes the last one of the work directory.
+        device: None: a GPU where there is one, else the CPU.
+        trust_checkpoint: Load a checkpoint that holds more than data.
+        size: (height, width) in pixels of the network's input, instead of what the config says.
+
+    Raises:
+        FileNotFoundError: There is no such config, directory or checkpoint.
+        ValueError: The checkpoint is refused or does not fit, the model is another one than
+            :class:`MultiTaskModel`, or the config's test pipeline cannot be used.
+    """
+
+    def __init__(
+        self,
+        config_or_workdir: str | Path,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device | None = None,
+        trust_checkpoint: bool = False,
+        size: Sequence[int] | None = None,
+    ) -> None:
+        cfg, self.checkpoint = find_run(config_or_workdir, checkpoint)
+        model, state = load_model(cfg, self.checkpoint, device, trust_checkpoint)
+        if not isinstance(model, MultiTaskModel):
+            raise ValueError(
+                f'MultiTaskInferencer predicts with a MultiTaskModel, the config has {type(model).__name__}; use the '
+                'inferencer of its project'
+            )
+        self.cfg, self.model = cfg, model
+        self.head_targets: dict[str, str] = {task: head.target for task, head in model.heads.items()}
+        declared = target_declarations(cfg, state)
+        missing = [target for target in self.head_targets.values() if target not in declared]
+        if missing:
+            raise ValueError(f'MultiTaskInferencer: the targets {missing} are not declared; there are {list(declared)}')
+        self.targets_meta = {target: declared[target] for target in self.head_targets.values()}
+        self.pipeline = ImagePipeline(cfg, size)
+        if self.pipeline.keeps_size:
+            _warn(
+                'MultiTaskInferencer: the config names no size of the network input, so each picture is taken at its '
+                'own; give size=(height, width) if the network was trained at another one'
+            )
+
+    def __call__(self, inputs: Inputs, batch_size: int = 1, out_dir: str | Path | None = None) -> list[InferenceResult]:
+        """Predicts on all inputs; see :meth:`stream`, which holds one batch at a time, for videos and large folders.
+
+        Returns:
+            One result per picture or frame, in order; those with ``error`` could not be read.
+        """
+        results = list(self.stream(inputs, batch_size, out_dir))
+        failed = sum(result.error is not None for result in results)
+        if failed:
+            _warn(f'MultiTaskInferencer: {failed} of {len(results)} inputs failed')
+        return results
+
+    def stream(
+        self, inputs: Inputs, batch_size: int = 1, out_dir: str | Path | None = None
+    ) -> Iterator[InferenceResult]:
+        """Predicts one batch after the other.
+
+        Args:
+            inputs: An array (H, W, 3) RGB, uint8 or float in [0, 1]; the path of an image, of a video or of a folder of
+                images; or a list of these.
+            batch_size: Pictures per forward pass, at most.
+            out_dir: Where files go, see :class:`~mmrepmtl.apis.result_files.ResultWriter`; None writes none.
+
+        Raises:
+            ValueError: Nothing to predict on, an array that is no picture, ``batch_size`` below 1, or an ``out_dir``
+                that holds the inputs.
+        """
+        if batch_size < 1:
+            raise ValueError(f'MultiTaskInferencer: batch_size={batch_size} must be at least 1')
+        sources = find_inputs(inputs)
+        pictures = chain.from_iterable(source.read() for source in sources)
+        if out_dir is None:
+            yield from self._results(pictures, batch_size)
+            return
+        if any(source.path and source.path.resolve().parent == Path(out_dir).resolve() for source in sources):
+            raise ValueError(f'MultiTaskInferencer: out_dir={str(out_dir)!r} is the folder of the inputs; give another')
+        with closing(ResultWriter(out_dir, self.targets_meta, self.head_targets, self.checkpoint)) as writer:
+            for result in self._results(pictures, batch_size):
+                if result.error is None:
+                    result.files = writer.write(result)
+                yield result
+
+    def _results(self, pictures: Iterator[Picture], batch_size: int) -> Iterator[InferenceResult]:
+        batch: list[tuple[InferenceResult, Prepared | None]] = []
+        for picture in pictures:
+            result, prepared = self._prepare(picture)
+            due = [waiting for _, waiting in batch if waiting is not None]
+            unequal = prepared is not None and any(waiting.inputs.shape != prepared.inputs.shape for waiting in due)
+            if len(due) == batch_size or unequal:
+                yield from self._predict(batch)
+                batch = []
+            batch.append((result, prepared))
+        yield from self._predict(batch)
+
+    def _prepare(self, picture: Picture) -> tuple[InferenceResult, Prepared | None]:
+        result = InferenceResult(picture.name, picture.source, video=picture.video, fps=picture.fps)
+        result.error, prepared = picture.error, None
+        if picture.img is not None:
+            try:
+                prepared = self.pipeline(picture.img, picture.source)
+            except (ValueError, cv2.error) as error:
+                result.error = str(error).removeprefix(f'{picture.source}: ')
+        if prepared is None:
+            _warn(f'{picture.source}: {result.error}')
+            return result, None
+        result.image = np.rint(255 * picture.img).astype(np.uint8)
+        result.network_size = prepared.content
+        return result, prepared
+
+    @torch.no_grad()
+    def _predict(self, batch: list[tuple[InferenceResult, Prepared | None]]) -> list[InferenceResult]:
+        """Fills in the predictions of a batch."""
+        due = [(result, prepared) for result, prepared in batch if prepared is not None]
+        if due:
+            samples = [prepared.data_sample for _, prepared in due]
+            data = dict(inputs=[prepared.inputs for _, prepared in due], data_samples=samples)
+            data = self.model.data_preprocessor(data, training=False)
+            for task, output in self.model.raw_outputs(data['inputs']).items():
+                head = self.model.heads[task]
+                whole = None if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
+                for index, (result, prepared) in enumerate(due):
+                    if not output[index].isfinite().all():
+                        _warn(f'{result.source}: the network output of task {task!r} is not finite')
+                    value = (
+                        at_size(head, output[index], prepared.content, result.size) if whole is None else whole[index]
+                    )
+                    result.predictions[task] = to_array(value)
+        return [result for result, _ in batch]
+
+
+def at_size(head: DenseHead, output: Tensor, content: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The prediction of a dense head at another size.
+
+    Args:
+        head: The head.
+        output: (C, H', W') raw output, at the size of the network's input.
+        content: (h, w) at the top left that is no padding.
+        size: (H, W) of the prediction.
+    """
+    output = full_precision(output)[None, :, : content[0], : content[1]]
+    if tuple(output.shape[-2:]) != tuple(size):
+        output = F.interpolate(output, size=tuple(size), mode='bilinear', align_corners=False)
+    return head.prediction(output)[0]
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)

@@ -1,0 +1,108 @@
+"""A trained model from a config or a work directory."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from mmrepmtl.apis.evaluate import load_weights
+from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.registry import DATASETS, MODELS
+
+
+def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None) -> tuple[Config, Path]:
+    """The config and the checkpoint of a run.
+
+    Args:
+        config_or_workdir: A config file, or the work directory of a run, which holds the config that it ran with.
+        checkpoint: The file; None takes the last one of the work directory.
+
+    Raises:
+        FileNotFoundError: There is no such config, directory or checkpoint.
+        ValueError: A config file without a checkpoint, or a work directory with several configs; says what to give.
+    """
+    path = Path(config_or_workdir)
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no config or work directory {path}')
+        if checkpoint is None:
+            raise ValueError(f'{path}: a config file needs a checkpoint; give one, or the work directory of a run')
+        return Config.fromfile(path), Path(checkpoint)
+    configs = sorted(path.glob('*.py'))
+    if not configs:
+        raise FileNotFoundError(f'{path}: there is no config in this work directory; give the config file')
+    if len(configs) > 1:
+        raise ValueError(
+            f'{path}: {len(configs)} configs in this work directory ({", ".join(file.name for file in configs)}); give '
+            'the right one and a checkpoint'
+        )
+    return Config.fromfile(configs[0]), _last_checkpoint(path) if checkpoint is None else Path(checkpoint)
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    """What mmengine's file ``last_checkpoint`` names, in this folder if it is there: the folder may have moved."""
+    note = folder / 'last_checkpoint'
+    if not note.is_file():
+        raise FileNotFoundError(f'{folder}: there is no last_checkpoint in this work directory; give a checkpoint')
+    named = Path(note.read_text().strip())
+    return folder / named.name if (folder / named.name).is_file() else named
+
+
+def load_model(
+    cfg: Config, checkpoint: str | Path, device: str | torch.device | None = None, trust_checkpoint: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds the model of a config with the weights of a checkpoint, for evaluation.
+
+    Pretrained weights that the config names are not looked for: the checkpoint holds them all.
+
+    Args:
+        cfg: The config.
+        checkpoint: The file.
+        device: None: a GPU where there is one, else the CPU.
+        trust_checkpoint: Load a checkpoint that holds more than data.
+
+    Returns:
+        The model and what the checkpoint holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the checkpoint is refused or does not fit the model.
+    """
+    state = load_checkpoint(checkpoint, trust=trust_checkpoint)
+    init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
+    config = copy.deepcopy(cfg.model)
+    encoder = config.get('encoder', {})
+    for key, without in (('pretrained', False), ('checkpoint', None)):
+        if key in encoder:
+            encoder[key] = without
+    model = MODELS.build(config)
+    load_weights(model, state['state_dict'], checkpoint)
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return model.to(device).eval(), state
+
+
+def target_declarations(cfg: Config, state: Mapping[str, Any]) -> dict[str, dict]:
+    """``metainfo['targets']`` of the data that a checkpoint was trained on: its own, else the config's.
+
+    Args:
+        cfg: The config.
+        state: What the checkpoint holds.
+
+    Raises:
+        ValueError: If neither declares targets.
+    """
+    targets = state.get('meta', {}).get('dataset_meta', {}).get('targets')
+    if targets is None:
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
+        targets = dataset.metainfo.get('targets')
+    if not targets:
+        raise ValueError(
+            'neither the checkpoint nor the data set of the config declares targets (classes, kinds); use a data set '
+            'derived from MultiTaskDataset'
+        )
+    return dict(targets)

@@ -1,0 +1,182 @@
+"""Predictions as files: one folder per dense task, one JSON file per picture, and pictures to look at."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.files import whole_file
+from mmrepmtl.visualization import task_sheet, write_picture
+from mmrepmtl.visualization.panels import palette_of
+
+SHEETS = 'visualization'
+#: 16-bit PNG of millimetres.
+MAX_MILLIMETRES = 65535
+
+
+class ResultWriter:
+    """Writes the predictions of one picture after the other below ``out_dir``.
+
+    ==================================== ===========================================================================
+    ``TASK/NAME.png``, segmentation      8-bit palette PNG of class ids
+    ``TASK/NAME.png``, binary            8-bit grey PNG, probability x 255
+    ``TASK/NAME.png``, depth             16-bit grey PNG of millimetres, 0 where it is not in (0, 65.535 m]
+    ``TASK/NAME.npy``, inverse depth     (H, W) float32 in the unit of the data set
+    ``TASK/NAME.png``, normals           8-bit RGB PNG, 127 n + 128, axes (right, into the scene, up)
+    ``NAME.json``                        source, size, what each file holds; classes, probabilities, regressed values
+    ``visualization/NAME.png``           the picture and all predictions; of a video ``visualization/VIDEO.mp4``
+    ==================================== ===========================================================================
+
+    The data sets' readers read these files back. Close it, so that a video is complete.
+
+    Args:
+        out_dir: The folder, made if need be.
+        targets_meta: Declarations of the targets.
+        head_targets: {task: name of its target}.
+        checkpoint: What the predictions were made with, for the JSON files.
+
+    Raises:
+        ValueError: A task with the name of the folder of the pictures, or a video that cannot be written.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        targets_meta: Mapping[str, Mapping[str, Any]],
+        head_targets: Mapping[str, str],
+        checkpoint: str | Path,
+    ) -> None:
+        if SHEETS in head_targets:
+            raise ValueError(f'a task {SHEETS!r} has the name of the folder of the pictures; rename it')
+        self.out_dir, self.checkpoint = Path(out_dir), str(checkpoint)
+        self.targets_meta, self.head_targets = targets_meta, head_targets
+        self._video: tuple[str, cv2.VideoWriter] | None = None
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+
+    def write(self, result: Any) -> dict[str, Path]:
+        """Writes an :class:`InferenceResult`; returns {task, 'json' or 'visualization': its file}."""
+        files: dict[str, Path] = {}
+        told: dict[str, dict] = {}
+        for task, prediction in result.predictions.items():
+            meta = self.targets_meta[self.head_targets[task]]
+            file, told[task] = _WRITERS[meta['kind']](self.out_dir / task / result.name, prediction, meta)
+            told[task] = dict(kind=meta['kind'], **told[task])
+            if file is not None:
+                files[task] = file
+                told[task]['file'] = str(file.relative_to(self.out_dir))
+        files['json'] = self.out_dir / f'{result.name}.json'
+        summary = dict(
+            source=result.source,
+            size=list(result.size),
+            network_size=list(result.network_size),
+            checkpoint=self.checkpoint,
+            tasks=told,
+        )
+        with whole_file(files['json']) as opened:
+            opened.write(json.dumps(summary, indent=1, allow_nan=False).encode())
+        files[SHEETS] = self._write_sheet(result)
+        return files
+
+    def _write_sheet(self, result: Any) -> Path:
+        sample = MultiTaskDataSample()
+        for task, prediction in result.predictions.items():
+            sample.set_prediction(task, torch.from_numpy(prediction))
+        sheet = task_sheet(result.image, sample, self.targets_meta, self.head_targets, title=result.source)
+        if result.video is None:
+            path = self.out_dir / SHEETS / f'{result.name}.png'
+            write_picture(path, sheet)
+            return path
+        path = self.out_dir / SHEETS / f'{result.video}.mp4'
+        if self._video is None or self._video[0] != result.video:
+            self.close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = (sheet.shape[1] // 2 * 2, sheet.shape[0] // 2 * 2)  # players want even numbers
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), result.fps, size)
+            if not writer.isOpened():
+                raise ValueError(f'{path}: OpenCV cannot write this video; give the frames as a folder of images')
+            self._video = (result.video, writer)
+        even = sheet[: sheet.shape[0] // 2 * 2, : sheet.shape[1] // 2 * 2]
+        self._video[1].write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        return path
+
+    def close(self) -> None:
+        """Ends the video that is being written."""
+        if self._video is not None:
+            self._video[1].release()
+            self._video = None
+
+
+def _segmentation(base: Path, labels: np.ndarray, meta: Mapping[str, Any]) -> tuple[Path, dict]:
+    picture = Image.fromarray(labels.astype(np.uint8))
+    # 256 colours, black beyond the classes: with fewer, Pillow would write 4 bits or less, which not all readers know.
+    colours = palette_of(meta)
+    picture.putpalette([channel for colour in colours for channel in colour] + [0] * 3 * (256 - len(colours)))
+    path = _with_ending(base, '.png')
+    write_picture(path, picture)
+    found, counts = np.unique(labels, return_counts=True)
+    shares = {str(meta['classes'][index]): count / labels.size for index, count in zip(found, counts, strict=True)}
+    return path, dict(holds='class ids', classes=[str(name) for name in meta['classes']], share_of_pixels=shares)
+
+
+def _binary(base: Path, probability: np.ndarray, meta: Mapping[str, Any]) -> tuple[Path, dict]:
+    path = _with_ending(base, '.png')
+    write_picture(path, np.rint(255 * np.nan_to_num(probability)).astype(np.uint8))
+    return path, dict(holds='probability x 255')
+
+
+def _depth(base: Path, depth: np.ndarray, meta: Mapping[str, Any]) -> tuple[Path, dict]:
+    depth = depth[0]
+    median = _number(np.median(depth[np.isfinite(depth)])) if np.isfinite(depth).any() else None
+    if meta.get('inverse'):
+        path = _with_ending(base, '.npy')
+        with whole_file(path) as file:
+            np.save(file, depth.astype(np.float32))
+        return path, dict(holds='inverse depth in the unit of the data set', median=median)
+    millimetres = np.rint(1000 * np.where(np.isfinite(depth), depth, 0).astype(np.float64))
+    outside = (millimetres <= 0) | (millimetres > MAX_MILLIMETRES)
+    path = _with_ending(base, '.png')
+    write_picture(path, np.where(outside, 0, millimetres).astype(np.uint16))
+    return path, dict(holds='millimetres, 0 invalid', median_metres=median, pixels_without_depth=int(outside.sum()))
+
+
+def _normals(base: Path, normals: np.ndarray, meta: Mapping[str, Any]) -> tuple[Path, dict]:
+    path = _with_ending(base, '.png')
+    write_picture(path, np.rint(127 * np.nan_to_num(normals) + 128).astype(np.uint8).transpose(1, 2, 0))
+    return path, dict(holds='127 n + 128, axes (right, into the scene, up)')
+
+
+def _classification(base: Path, probability: np.ndarray, meta: Mapping[str, Any]) -> tuple[None, dict]:
+    names = [str(name) for name in meta['classes']]
+    best = int(probability.argmax())
+    named = {name: _number(value) for name, value in zip(names, probability, strict=True)}
+    return None, {'class': names[best], 'probability': _number(probability[best]), 'probabilities': named}
+
+
+def _regression(base: Path, values: np.ndarray, meta: Mapping[str, Any]) -> tuple[None, dict]:
+    return None, dict(values={str(n): _number(value) for n, value in zip(meta['names'], values, strict=True)})
+
+
+def _with_ending(base: Path, ending: str) -> Path:
+    return base.with_name(base.name + ending)  # with_suffix would cut a name at its last dot
+
+
+def _number(value: Any) -> float | None:
+    """A number that JSON can hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+_WRITERS: dict[str, Callable[..., tuple[Path | None, dict]]] = dict(
+    segmentation=_segmentation,
+    binary=_binary,
+    depth=_depth,
+    normals=_normals,
+    classification=_classification,
+    regression=_regression,
+)
