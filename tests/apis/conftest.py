@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmrepmtl.registry import MODELS
+from tests.apis.toy import CONFIG, TARGETS
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> tuple[Path, Path]:
+    """A config and a checkpoint of a random model whose depth is positive."""
+    folder = tmp_path_factory.mktemp('run')
+    config = folder / 'tiny.py'
+    config.write_text(CONFIG)
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model)
+    with torch.no_grad():
+        for task in ('semseg', 'edge', 'normal'):  # so that the picture matters
+            model.heads[task].decoder.layers[-1].weight.mul_(20)
+        model.heads['depth'].decoder.layers[-1].bias.fill_(3)
+    checkpoint = folder / 'weights.pth'
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(targets=TARGETS))), checkpoint)
+    return config, checkpoint
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    """What the inferencer writes to the log."""
+    written: list[str] = []
+    monkeypatch.setattr('mmrepmtl.apis.inferencer.print_log', lambda message, **_: written.append(message))
+    return written
