@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEMO := $(VENV)/.installed-demo
 
-.PHONY: install quickstart test lint clean
+.PHONY: install install-demo quickstart demo test lint clean
 
 install: $(INSTALLED)
 
@@ -26,6 +27,22 @@ $(INSTALLED): setup.py $(wildcard requirements/*.txt)
 
 quickstart: install
 	$(BIN)/python tools/quickstart.py
+
+install-demo: $(INSTALLED_DEMO)
+
+# gradio asks for pillow<13 and works with the 13 of constraints.txt (tests/tools/test_demo.py), so it is installed without
+# its dependencies, and then all of them but Pillow. `pip check` complains about it.
+$(INSTALLED_DEMO): $(INSTALLED)
+	$(PIP) install -c requirements/constraints.txt --no-deps -r requirements/demo.txt
+	$(BIN)/python -c 'from importlib.metadata import requires; print(*(line for line in requires("gradio") \
+	if "extra ==" not in line and not line.startswith("pillow")), sep="\n")' >$(VENV)/gradio.txt
+	$(PIP) install -c requirements/constraints.txt -r $(VENV)/gradio.txt
+	$(BIN)/python -c 'import gradio'
+	@touch $@
+
+# Of the model that `make quickstart` trains; `.venv/bin/python tools/demo.py WORK_DIR` serves another.
+demo: install-demo
+	$(BIN)/python tools/demo.py
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

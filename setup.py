@@ -46,6 +46,8 @@ setup(
         'mm': read_requirements('mm'),
         'mm-upstream': read_requirements('mm-upstream'),
         'analysis': read_requirements('analysis'),
+        'demo': read_requirements('demo'),
+        'deploy': read_requirements('deploy'),
         'tests': read_requirements('tests'),
         'dev': read_requirements('dev'),
     },

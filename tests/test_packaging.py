@@ -16,9 +16,9 @@ from mmrepmtl.utils import stack
 from mmrepmtl.version import __version__
 
 ROOT = Path(__file__).parents[1]
-RANGES = ('runtime', 'mm', 'mm-upstream', 'analysis', 'tests', 'dev')
+RANGES = ('runtime', 'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests', 'dev')
 OPENMMLAB = {name for names in stack.PROVIDERS.values() for name in names}
-TRIED = ('runtime', 'mm', 'analysis', 'tests', 'dev')  # mm-upstream excludes mm
+TRIED = ('runtime', 'mm', 'analysis', 'demo', 'deploy', 'tests', 'dev')  # mm-upstream excludes mm
 
 
 def read_lines(name: str) -> list[str]:
@@ -69,11 +69,11 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 def test_setup_takes_version_and_requirements_from_their_files(setup_arguments: dict[str, object]) -> None:
     assert setup_arguments['version'] == __version__
     extras = setup_arguments['extras_require']
-    assert set(extras) == {'mm', 'mm-upstream', 'analysis', 'tests', 'dev'}
+    assert set(extras) == {'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests', 'dev'}
     listed = {name: [line.partition('#')[0].strip() for line in read_lines(name)] for name in RANGES}
     assert setup_arguments['install_requires'] == listed['runtime']
-    assert extras['dev'] == listed['tests'] + listed['dev']
-    assert all(extras[name] == listed[name] for name in ('mm', 'mm-upstream', 'analysis', 'tests'))
+    assert extras['dev'] == listed['tests'] + listed['deploy'] + listed['dev']
+    assert all(extras[name] == listed[name] for name in ('mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests'))
     assert not OPENMMLAB & {Requirement(line).name for line in setup_arguments['install_requires']}
     assert all(python in SpecifierSet(setup_arguments['python_requires']) for python in ('3.11.0', '3.12.0'))
     assert setup_arguments['long_description'] or not (ROOT / 'README.md').exists()
@@ -105,6 +105,8 @@ def imported_by(folder: Path) -> set[str]:
 def test_what_is_imported_is_asked_for() -> None:
     runtime = {Requirement(line.partition('#')[0]).name for line in read_lines('runtime')}
     from_torchvision, from_extras = {'PIL'}, {'mmengine', 'mmcv', 'mmseg', 'cv2', 'matplotlib', 'weightwatcher'}
+    optional = [*read_lines('demo'), *read_lines('deploy')]
+    from_extras |= {Requirement(line.partition('#')[0]).name for line in optional}
     assert imported_by(ROOT / 'mmrepmtl') <= runtime | from_torchvision | from_extras
     assert imported_by(ROOT / 'mmrepmtl' / 'methods') <= {'torch', 'torchjd'}
 
