@@ -30,13 +30,8 @@ quickstart: install
 
 install-demo: $(INSTALLED_DEMO)
 
-# gradio asks for pillow<13 and works with the 13 of constraints.txt (tests/tools/test_demo.py), so it is installed without
-# its dependencies, and then all of them but Pillow. `pip check` complains about it.
-$(INSTALLED_DEMO): $(INSTALLED)
-	$(PIP) install -c requirements/constraints.txt --no-deps -r requirements/demo.txt
-	$(BIN)/python -c 'from importlib.metadata import requires; print(*(line for line in requires("gradio") \
-	if "extra ==" not in line and not line.startswith("pillow")), sep="\n")' >$(VENV)/gradio.txt
-	$(PIP) install -c requirements/constraints.txt -r $(VENV)/gradio.txt
+$(INSTALLED_DEMO): $(INSTALLED) requirements/demo.txt
+	$(PIP) install -c requirements/constraints.txt -r requirements/demo.txt
 	$(BIN)/python -c 'import gradio'
 	@touch $@
 
