@@ -344,7 +344,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         check_gradients(params, self._graph, list(self._prefixes))
 
     def _skip(self) -> None:
-        """Leaves everything as it was before this window, but for the counts."""
+        """Leaves weights, optimizer and aggregator as they were before this window; weightings drop what they can."""
         self.weighting.drop_window()
         if self._aggregation is not None:
             self._aggregation.drop()
