@@ -146,15 +146,26 @@ class Browser:
         node = self.command('DOM.querySelector', nodeId=root, selector=selector)['nodeId']
         self.command('DOM.setFileInputFiles', nodeId=node, files=[str(path)])
 
-    def drop_file(self, selector: str, path: Path) -> None:
-        """Drags a file from outside onto the middle of an element and lets it go."""
-        box = self.evaluate(
+    def drop_file(self, selector: str, path: Path, until: str) -> Any:
+        """Drags a file from outside onto the middle of an element, lets it go and returns the value of ``until``.
+
+        On a busy machine the page may move, or not listen yet, between the look at the element and the drop, which then
+        hits nothing: without an answer the file is dropped again.
+        """
+        middle = (
             f'(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView(); '
             'const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()'
         )
         data = dict(items=[], files=[str(path)], dragOperationsMask=1)
-        for kind in ('dragEnter', 'dragOver', 'drop'):
-            self.command('Input.dispatchDragEvent', type=kind, x=box[0], y=box[1], data=data)
+        for last in (False, False, False, True):
+            box = self.evaluate(middle)
+            for kind in ('dragEnter', 'dragOver', 'drop'):
+                self.command('Input.dispatchDragEvent', type=kind, x=box[0], y=box[1], data=data)
+            try:
+                return self.wait_for(until, seconds=30)
+            except AssertionError:
+                if last:
+                    raise
 
     def screenshot(self, path: Path) -> None:
         """Writes the whole page as PNG."""

@@ -349,8 +349,7 @@ def test_a_text_file_gets_a_message_and_what_was_shown_goes(site, room, tmp_path
     notes = tmp_path / 'notes.txt'
     notes.write_text('not a picture\n')
     browser = start(site)
-    browser.drop_file('#upload', notes)
-    assert 'notes.txt' in browser.wait_for(MESSAGE)
+    assert 'notes.txt' in browser.drop_file('#upload', notes, MESSAGE)
     browser = start(site)
     browser.choose_file('#upload input[type=file]', room)
     shown(browser, len(NAMES))
@@ -358,8 +357,7 @@ def test_a_text_file_gets_a_message_and_what_was_shown_goes(site, room, tmp_path
     browser.evaluate("document.querySelector('[aria-label=\"Remove Image\"]').click()")
     shown(browser, 0)
     browser.wait_for("document.querySelector('#upload input[type=file]') !== null")
-    browser.drop_file('#upload', disguised)
-    message = browser.wait_for(MESSAGE)
+    message = browser.drop_file('#upload', disguised, MESSAGE)
     assert 'notes.png cannot be read as an image' in message and 'Traceback' not in message
     # The place for the picture is free again.
     browser.wait_for("document.querySelector('#upload img') === null")
