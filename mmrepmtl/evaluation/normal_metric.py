@@ -69,6 +69,7 @@ class NormalMetric(StreamingMetric):
         } | {name: int(totals[name]) / count * 100 for name in THRESHOLDS}
 
     def definition(self) -> str:
+        """What the numbers are, for the log: their unit, what they are averaged over, what is left out."""
         over = {
             'pixel': 'over all valid pixels of the set (not means of per-image or per-batch values)',
             'batch': 'over the valid pixels of each batch, then the mean over batches, every batch alike, medians '

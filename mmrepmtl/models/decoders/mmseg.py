@@ -144,6 +144,10 @@ class _Stage(nn.Module):
         del self.head._dump_init_info
 
     def forward(self, levels: list[Tensor], previous: Tensor | None) -> Tensor:
+        """The one map (B, C, H, W) that the head makes of the levels, or ValueError if it returns several.
+
+        ``previous`` is the output of the head before it, for heads that refine one.
+        """
         if self._takes_pairs:
             levels = [(level, None) for level in levels]  # (map, class token): a bare tensor would be cut into samples
         output = self.head(levels, previous) if self.refines else self.head(levels)
