@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from mmrepmtl.engine.nonfinite import NonFinite
+from mmrepmtl.engine.nonfinite import NonFinite, all_finite
 from mmrepmtl.engine.rows import GradientRows, accumulate, average_gradients, flatten, unflatten
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator, gramian
+from mmrepmtl.methods.aggregation.state import magnitudes
 from mmrepmtl.methods.regularizer import num_processes
 
 
@@ -298,9 +299,10 @@ class GradientAggregation:
 
     def _finish_by_rows(self, micro: MicroBatch, parameters, losses_T, divisor: float) -> None:
         gradients = self.rows.buffer  # (num_batches, T, P)
-        self._check_rows(micro, gradients.norm(torch.inf, dim=-1).sum(0))
+        self._check_rows(micro, torch.stack([magnitudes(rows_TP) for rows_TP in gradients]).sum(0))
         self._even_out(gradients)
-        gradients /= divisor
+        if divisor != 1:
+            gradients /= divisor
         extra = {}
         if self.aggregator.returns == 'update':
             average_gradients(self.rows.parameters, self.group)
@@ -355,13 +357,6 @@ class GradientAggregation:
         found, *at_task = self._sum_over_ranks(flags).tolist()
         if found:
             raise NonFinite('gradient', [task for task, yes in zip(micro.tasks, at_task, strict=True) if yes])
-
-
-def all_finite(grads: Sequence[Tensor]) -> bool:
-    """Whether every element is finite, in one pass and one transfer; equal on all ranks if the gradients are."""
-    if not grads:
-        return True
-    return bool(torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(list(grads), torch.inf)])).all())
 
 
 def check_gradients(parameters: Sequence[nn.Parameter], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:

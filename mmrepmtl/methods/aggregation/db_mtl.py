@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .state import StatefulAggregator, check_fractions, labelled_tasks, row_norms, weighted_sum
+from .state import StatefulAggregator, check_fractions, labelled_tasks, magnitudes, row_norms, weighted_sum
 
 
 class DBMTL(StatefulAggregator):
@@ -58,7 +58,7 @@ class DBMTL(StatefulAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns the sum (P,) of the averages, all of the largest norm."""
-        here, losses = labelled_tasks(row_norms(gradients_TP)), losses_T.tolist()
+        here, losses = labelled_tasks(magnitudes(gradients_TP)), losses_T.tolist()
         for t in here:
             if not losses[t] > 0:
                 raise ValueError(

@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .state import StatefulAggregator, labelled_tasks, pieces, row_norms, weighted_sum
+from .state import StatefulAggregator, labelled_tasks, magnitudes, pieces, weighted_sum
 
 
 class ExcessMTL(StatefulAggregator):
@@ -58,7 +58,7 @@ class ExcessMTL(StatefulAggregator):
         first_T = self.state('first_T', shape[:1], device)
         log_weights_T = self.state('log_weights_T', shape[:1], device)
         excess_T = torch.zeros_like(first_T)
-        for t in labelled_tasks(row_norms(gradients_TP)):
+        for t in labelled_tasks(magnitudes(gradients_TP)):
             excess_T[t] = self._excess(gradients_TP[t], curvature_TP[t])
         # Unlabelled tasks have an excess of 0, which changes nothing; in its first step a task has no reference yet.
         log_weights_T += torch.where(first_T > 0, self.eta * excess_T / first_T, 0.0)
@@ -72,6 +72,8 @@ class ExcessMTL(StatefulAggregator):
         excess = torch.zeros((), dtype=torch.float64, device=gradient_P.device)
         for piece in pieces(len(gradient_P)):
             gradient_C = gradient_P[piece]
-            root_C = curvature_P[piece].hypot_(gradient_C).double().clamp_(min=torch.finfo(torch.float64).tiny)
-            excess += (gradient_C.double().square() / root_C).sum()
+            root_C = curvature_P[piece].hypot_(gradient_C)
+            # A quotient of at most 1 times the gradient: no square that would leave the range of float32.
+            share_C = gradient_C / root_C.clamp(min=torch.finfo(root_C.dtype).tiny)
+            excess += share_C.mul_(gradient_C).sum(dtype=torch.float64)
         return excess

@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .state import LayerwiseAggregator, check_fractions, layer_norms, pieces
+from .state import LayerwiseAggregator, check_fractions, layer_norms, layer_pieces, scaled_sum
 
 
 class MetaBalance(LayerwiseAggregator):
@@ -62,10 +62,11 @@ class MetaBalance(LayerwiseAggregator):
             raise ValueError(
                 f'MetaBalance: target must be the index of one of {len(gradients_TP)} tasks, got {self.target}'
             )
-        factors_TL = self._factors(layer_norms(gradients_TP, self.layers(gradients_TP)))
+        sizes = self.layers(gradients_TP)
+        factors_TL = self._factors(layer_norms(gradients_TP, sizes)).to(gradients_TP.dtype)
         combined_P = torch.empty_like(gradients_TP[0])
-        for piece in pieces(gradients_TP.shape[1]):
-            combined_P[piece] = (gradients_TP[:, piece] * factors_TL[:, self.layer_of(piece)]).sum(0)
+        for layer, piece in layer_pieces(sizes):
+            scaled_sum(factors_TL[:, layer], gradients_TP[:, piece], combined_P[piece])
         return combined_P, None
 
     def _factors(self, norms_TL: Tensor) -> Tensor:

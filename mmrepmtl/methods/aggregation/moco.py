@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .base import gramian
 from .solvers import project_on_simplex
-from .state import StatefulAggregator, labelled_tasks, row_norms, weighted_sum
+from .state import StatefulAggregator, labelled_tasks, magnitudes, weighted_sum
 
 
 class MoCo(StatefulAggregator):
@@ -74,7 +74,7 @@ class MoCo(StatefulAggregator):
         lambda_T = self.state('lambda_T', shape[:1], device, fill=1 / len(gradients_TP))
         counts_T = self.state('counts_T', shape[:1], device, torch.int64)
         steps = self.state('steps', (), device, torch.int64)
-        here = labelled_tasks(row_norms(gradients_TP))
+        here = labelled_tasks(magnitudes(gradients_TP))
         if not here:
             return torch.zeros_like(gradients_TP[0]), None
         counts_T[here] += 1

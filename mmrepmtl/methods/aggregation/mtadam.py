@@ -4,7 +4,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .state import LayerwiseAggregator, check_fractions, labelled_tasks, layer_norms, pieces
+from .state import LayerwiseAggregator, check_fractions, labelled_tasks, layer_norms, layer_pieces
 
 
 class MTAdam(LayerwiseAggregator):
@@ -77,28 +77,27 @@ class MTAdam(LayerwiseAggregator):
             What is to be subtracted from the shared parameters, divided by the learning rate, (P,), and None.
         """
         del losses_T
-        norms_TL = layer_norms(gradients_TP, self.layers(gradients_TP))
+        sizes = self.layers(gradients_TP)
+        norms_TL = layer_norms(gradients_TP, sizes)
         shape, device = gradients_TP.shape, gradients_TP.device
         for name in ('first_TP', 'second_TP'):
             self.state(name, shape, device, gradients_TP.dtype)
         counts_T = self.state('counts_T', shape[:1], device, torch.int64)
-        factors_TL = self._balance(norms_TL)
-        per_unit_L = torch.where(self.unit_L > 0, 1 / self.unit_L, 0.0)
+        factors_TL = self._balance(norms_TL).to(gradients_TP.dtype)
+        per_unit_L = torch.where(self.unit_L > 0, 1 / self.unit_L, 0.0).to(gradients_TP.dtype)
         here = labelled_tasks(norms_TL.sum(1))
         counts_T[here] += 1
         counts = counts_T.tolist()
         update_P = torch.zeros_like(gradients_TP[0])
-        for piece in pieces(shape[1]) if here else ():
-            layer_C = self.layer_of(piece)
-            total_C = largest_C = 0.0
+        for layer, piece in layer_pieces(sizes) if here else ():
+            total_C = update_P[piece]
+            largest_C = torch.zeros_like(total_C)
             for t in here:
-                balanced_C = gradients_TP[t, piece] * factors_TL[t, layer_C]
+                balanced_C = gradients_TP[t, piece] * factors_TL[t, layer]
                 if extra_P is not None and t == here[0]:
-                    balanced_C += extra_P[piece] * per_unit_L[layer_C]
-                first_C, second_C = self._moments(t, piece, balanced_C.to(gradients_TP.dtype), counts[t])
-                total_C = total_C + first_C
-                largest_C = second_C.sqrt_().clamp_(min=largest_C)
-            update_P[piece] = total_C / (largest_C + self.eps)
+                    balanced_C.addcmul_(extra_P[piece], per_unit_L[layer])
+                self._moments(t, piece, balanced_C, counts[t], total_C, largest_C)
+            total_C.div_(largest_C.sqrt_().add_(self.eps))
         return update_P, None
 
     def _balance(self, norms_TL: Tensor) -> Tensor:
@@ -115,10 +114,13 @@ class MTAdam(LayerwiseAggregator):
         unit_L.copy_(torch.where(unit_L > 0, unit_L * (now_L / before_L), now_L / sizes_L.double().sqrt()))
         return torch.where(moving_TL > 0, now_L / moving_TL / unit_L, 0.0)
 
-    def _moments(self, t: int, piece: slice, balanced_C: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Moves one task's moments on and returns them without their bias towards 0."""
+    def _moments(
+        self, t: int, piece: slice, balanced_C: Tensor, count: int, total_C: Tensor, largest_C: Tensor
+    ) -> None:
+        """Moves one task's moments on; without their bias towards 0 they join the sum and the maximum of all tasks'."""
         beta1, beta2, _ = self.betas
         first_C, second_C = self.first_TP[t, piece], self.second_TP[t, piece]
         first_C.lerp_(balanced_C, 1 - beta1)
         second_C.mul_(beta2).addcmul_(balanced_C, balanced_C, value=1 - beta2)
-        return first_C / (1 - beta1**count), second_C / (1 - beta2**count)
+        total_C.add_(first_C, alpha=1 / (1 - beta1**count))
+        torch.maximum(largest_C, torch.mul(second_C, 1 / (1 - beta2**count), out=balanced_C), out=largest_C)

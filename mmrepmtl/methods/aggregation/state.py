@@ -1,8 +1,9 @@
 """What the aggregators that need full gradients share: state shaped by the first call, and sums in pieces of columns.
 
 The rule of memory for all of them: ``gradients_TP`` belongs to the caller and is only read; state is updated in place;
-beside it there is one (P,) result, and every other temporary covers :data:`COLUMNS` columns at most. Factors and norms
-are float64: the squares of gradients between 1e-20 and 1e20 do not fit in float32.
+beside it there is one (P,) result, and every other temporary covers :data:`COLUMNS` columns at most, few enough for a
+processor's cache. Factors and norms are float64: the squares of gradients between 1e-20 and 1e20 do not fit in float32.
+Rows are multiplied by them in their own precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from .base import Aggregator
 
 #: Columns that are worked on at once.
-COLUMNS = 2**20
+COLUMNS = 2**18
 
 
 class StatefulAggregator(Aggregator):
@@ -106,19 +107,27 @@ class LayerwiseAggregator(StatefulAggregator):
             self._checked = sizes
         return sizes
 
-    def layer_of(self, piece: slice) -> Tensor:
-        """The layer (C,) of each column of a piece."""
-        columns_C = torch.arange(piece.start, piece.stop, device=self.ends_L.device)
-        return torch.bucketize(columns_C, self.ends_L, right=True)
-
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self._checked = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def pieces(size: int) -> Iterator[slice]:
-    """Slices of at most :data:`COLUMNS` columns that cover ``size``."""
-    return (slice(start, min(start + COLUMNS, size)) for start in range(0, size, COLUMNS))
+def pieces(size: int, first: int = 0) -> Iterator[slice]:
+    """Slices of at most :data:`COLUMNS` columns that cover ``size`` of them from ``first`` on."""
+    return (slice(start, min(start + COLUMNS, first + size)) for start in range(first, first + size, COLUMNS))
+
+
+def layer_pieces(sizes: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """The index of each layer with the :func:`pieces` of its columns."""
+    for layer, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+        for piece in pieces(size, end - size):
+            yield layer, piece
+
+
+def magnitudes(rows_TP: Tensor) -> Tensor:
+    """The largest magnitude in each row, (T,); not finite where any element is not."""
+    # One reduction for each row: along a dimension of a matrix it takes twenty times as long on a CPU.
+    return torch.stack([torch.stack(row_P.aminmax()).abs().amax() for row_P in rows_TP])
 
 
 def row_norms(rows_TP: Tensor) -> Tensor:
@@ -131,17 +140,25 @@ def layer_norms(rows_TP: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([row_norms(layer_TC) for layer_TC in rows_TP.split(list(sizes), dim=1)], dim=1)
 
 
-def labelled_tasks(norms_T: Tensor) -> list[int]:
-    """The tasks whose gradient is not exactly zero."""
-    return norms_T.nonzero().flatten().tolist()
+def labelled_tasks(sizes_T: Tensor) -> list[int]:
+    """The tasks whose gradient is not exactly zero, by its norm or :func:`magnitudes`."""
+    return sizes_T.nonzero().flatten().tolist()
 
 
 def weighted_sum(weights_T: Tensor, rows_TP: Tensor) -> Tensor:
-    """``sum_t w_t row_t`` (P,) for float64 weights; products in float64, so that no setting of matmul matters."""
+    """``sum_t w_t row_t`` (P,), in the precision of the rows whatever the settings of matmul are."""
     combined_P = torch.empty_like(rows_TP[0])
+    weights_T = weights_T.to(rows_TP.dtype)
     for piece in pieces(rows_TP.shape[1]):
-        combined_P[piece] = (rows_TP[:, piece] * weights_T[:, None]).sum(0)
+        scaled_sum(weights_T, rows_TP[:, piece], combined_P[piece])
     return combined_P
+
+
+def scaled_sum(weights_T: Tensor, rows_TC: Tensor, out_C: Tensor) -> None:
+    """Writes ``sum_t w_t row_t`` of one piece to ``out_C``; all three of one dtype."""
+    torch.mul(rows_TC[0], weights_T[0], out=out_C)
+    for row_C, weight in zip(rows_TC[1:], weights_T[1:], strict=True):
+        out_C.addcmul_(row_C, weight)
 
 
 def check_fractions(method: str, **values: float) -> None:
