@@ -51,15 +51,13 @@ def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) 
     return [loss.log() if labelled else loss * 0.0 for loss, labelled in pairs]
 
 
-def weigh(
-    weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor, advance: bool
-) -> tuple[Tensor, Tensor]:
-    """The weighted objective and the weights (T,).
+def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted objective and the weights (T,); whether it becomes part of a step is not known yet.
 
     The weighting sees values only: its learned weights get the gradient of the global objective on every rank.
     """
     leaf_T = torch.stack([value.detach() for value in transformed]).requires_grad_()
-    scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T, advance)
+    scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T, advance=False)
     weights_T = torch.autograd.grad(scalar, leaf_T, retain_graph=True)[0]
     if not weighting.learned():
         scalar = scalar.detach()
@@ -75,7 +73,7 @@ def regularize(
     log_loss: bool,
     full_report: bool,
     group,
-    **call,
+    scale: float | Tensor,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
 
@@ -87,15 +85,12 @@ def regularize(
         log_loss: Whether the objective is made of log losses.
         full_report: Whether all diagnostics are wanted, or the terms alone.
         group: Process group of the reduction.
-        **call: ``scale`` and ``advance`` of the regularisers' forward.
+        scale: As in the regularisers' forward.
 
     Raises:
         NonFinite: If the sum is not finite.
     """
     active = losses.labelled()
-    if not active and call['advance']:
-        for regularizer in regularizers:
-            regularizer.skip()
     if not (regularizers and active):
         return None, {}
     slopes_T = 1 / losses.losses_T if log_loss else torch.ones_like(weights_T)
@@ -103,7 +98,8 @@ def regularize(
     for regularizer in regularizers:
         in_log = getattr(regularizer, 'saliency_transform', None) == 'log'
         factors_T = weights_T * slopes_T * (losses.losses_T if in_log else 1)
-        values = regularizer(active, representation, task_weights=factors_T[losses.labelled_T], **call)
+        factors = factors_T[losses.labelled_T]
+        values = regularizer(active, representation, scale=scale, advance=False, task_weights=factors)
         terms += values.values()
         for key, value in regularizer.diagnostics.items():
             if full_report or key in ('tsr', 'csa'):

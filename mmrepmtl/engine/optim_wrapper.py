@@ -244,7 +244,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Fills ``step``; returns what is logged. ``slices`` are the rows of Z of tasks with samples of their own."""
         check_finite(list(losses.losses), losses.losses_T, losses.extra)
         transformed = transform_losses(losses, self.loss_transform, self._inner_count)
-        step.weighted, weights_T = weigh(self.weighting, transformed, losses.labelled_T, self.should_sync())
+        step.weighted, weights_T = weigh(self.weighting, transformed, losses.labelled_T)
         for regularizer in self.regularizers:
             regularizer.backward_scale = self.scale_loss(1.0)
             regularizer.slices = slices
@@ -257,8 +257,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self.loss_transform == 'log',
             self._log_due(),
             self._group,
-            scale=self.precision.scale,
-            advance=self.should_sync(),
+            self.precision.scale,
         )
         rest = [term for term in (penalty, losses.extra) if term is not None]
         step.rest = sum(rest) if rest else None
@@ -329,6 +328,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if self._aggregation is not None:
             self._aggregation.apply_updates(self.optimizer)
         self._policy.stepped()
+        for method in (self.weighting, *self.regularizers):
+            method.end_step()
         if self._second_look is not None:
             with self.precision.autocast(self._model_parameters[0].device.type):
                 self._second_look.show(
@@ -344,7 +345,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         check_gradients(params, self._graph, list(self._prefixes))
 
     def _skip(self) -> None:
-        """Leaves weights, optimizer and aggregator as they were before this window; weightings drop what they can."""
+        """Leaves weights, optimizer and the state of the methods as they were before this window."""
         self.weighting.drop_window()
         if self._aggregation is not None:
             self._aggregation.drop()

@@ -27,13 +27,14 @@ class Regularizer(nn.Module):
             representation: The shared representation that the losses were computed from: a tensor, a list of them
                 (several levels) or {task: tensor} (tasks that do not share samples).
             scale: The losses are multiplied by it before they are differentiated (float16; the result is invariant).
-            advance: Whether this call ends an optimizer step (False in all but the last micro-batch of a step).
+            advance: Whether this call ends an optimizer step by itself. The trainer always passes False and calls
+                :meth:`end_step` once the step is made.
             task_weights: (T,) factor of each task's transformed loss in the objective; only used by diagnostics.
         """
         raise NotImplementedError
 
-    def skip(self) -> None:
-        """Counts an optimizer step whose batch has no label at all, in place of :meth:`forward`."""
+    def end_step(self) -> None:
+        """Counts an optimizer step that was made, with or without a label in its batch. Here it does nothing."""
 
     @property
     def gradient_squares(self) -> Tensor | None:

@@ -131,7 +131,7 @@ class RepMTL(Regularizer):
             scale: Factor of the final backward (float16's loss scale); the losses are multiplied by it before they are
                 differentiated. It cannot help where TSR's gradient exceeds float16 at a position whose saliencies
                 cancel: there use ``saliency_floor``.
-            advance: Whether this call ends an optimizer step.
+            advance: Whether this call ends an optimizer step by itself.
             task_weights: (T,) weight in the objective of each task's loss, transformed as ``saliency_transform`` says
                 (default: ones); for ``grad_ratio`` only.
 
@@ -147,7 +147,7 @@ class RepMTL(Regularizer):
         # Reading a counter on the accelerator would wait for it.
         step = int(self.num_steps) if self.interval > 1 or self.warmup_iters else 0
         if advance:
-            self.num_steps += 1
+            self.end_step()
         if step % self.interval or not (self.lambda_tsr or self.lambda_csa):
             zero = next(iter(losses.values())).new_zeros(())
             return dict(loss_tsr=zero, loss_csa=zero.clone())
@@ -323,8 +323,8 @@ class RepMTL(Regularizer):
         """Squared norms at Z of the penalty's gradient and of the tasks', (2,), this process's samples."""
         return torch.stack(list(self._squares.values())).sum(0) if self._squares else None
 
-    def skip(self) -> None:
-        """Counts an optimizer step whose batch has no label at all."""
+    def end_step(self) -> None:
+        """Counts an optimizer step."""
         self.num_steps += 1
 
 

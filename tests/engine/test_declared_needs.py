@@ -7,6 +7,7 @@ from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
+from mmrepmtl.methods.regularizer import Regularizer
 from mmrepmtl.methods.weighting import Weighting
 from tests.engine.test_optim_wrapper import REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
@@ -310,20 +311,48 @@ def test_a_loop_without_epochs_is_refused(hub, info, what):
         run(model, wrap(model, weighting=Epochs()), [make_batch()])
 
 
-class Advance(Weighting):
+class Steps(Weighting):
+    """Notes what it is told, in the order of the calls."""
+
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.told = []
 
     def forward(self, losses_T, labelled_T=None, advance=True):
-        self.seen.append(advance)
+        self.told.append('advance' if advance else 'forward')
         return losses_T.sum()
 
+    def end_step(self):
+        self.told.append('end')
 
-def test_a_weighting_is_told_which_call_ends_a_step():
-    model, weighting = make_model(), Advance()
-    run(model, wrap(model, weighting=weighting, accumulative_counts=3), [make_batch()] * 6)
-    assert weighting.seen == [False, False, True] * 2
+    def drop_window(self):
+        self.told.append('drop')
+
+
+class StepsOfPenalty(Regularizer):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, losses, representation, *, scale=1.0, advance=True, task_weights=None):
+        assert not advance
+        return dict(loss_none=0 * sum(losses.values()))
+
+    def end_step(self):
+        self.steps += 1
+
+
+def test_methods_are_told_when_a_step_was_made_and_when_it_was_not():
+    model, weighting, regularizer = make_model(), Steps(), StepsOfPenalty()
+    wrapper = wrap(
+        model, weighting=weighting, regularizers=[regularizer], accumulative_counts=3, on_nonfinite='skip'
+    )
+    run(model, wrapper, [make_batch()] * 6)
+    window = ['forward'] * 3
+    assert weighting.told == [*window, 'end', *window, 'end'] and regularizer.steps == 2
+    bad = dict(make_batch(), c=make_batch()['c'] * float('nan'))
+    run(model, wrapper, [make_batch(), make_batch(), bad, *[make_batch()] * 3])
+    assert weighting.told[8:] == [*window[:2], 'drop', *window, 'end'] and regularizer.steps == 3
 
 
 def test_a_step_keeps_one_copy_of_each_row_and_one_gradient():

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmrepmtl.engine.nonfinite import all_finite
+from mmrepmtl.methods.aggregation.state import magnitudes
 from tests.engine.overlays import CASES, ready, settings_of
 from tests.engine.test_optim_wrapper import run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model
@@ -55,16 +57,17 @@ def bad_batch(seed=9):
 
 
 def tensors(tree):
-    """All tensors in nested state, copied."""
-    if isinstance(tree, torch.Tensor):
-        return [tree.detach().nan_to_num().clone()]
+    """All tensors and numbers in nested state, copied."""
+    if isinstance(tree, (torch.Tensor, int, float)):
+        return [torch.as_tensor(tree).detach().nan_to_num().clone()]
     values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
     return [tensor for value in values for tensor in tensors(value)]
 
 
 def state_of(model, wrapper):
-    """Everything that the next step depends on."""
+    """Everything that the next step depends on, and so not the counts of skipped steps."""
     state = wrapper.state_dict()
+    del state['multi_task']['skipped']
     return tensors([list(model.parameters()), state['state'], state['multi_task']])
 
 
@@ -106,13 +109,40 @@ def test_a_gradient_that_is_not_finite_is_named_or_skipped(name, where):
     with pytest.raises(FloatingPointError, match=f'the gradient of {tasks} is not finite in iteration 1'):
         run(model, wrapper, [bad_batch()])
 
-    model = make_model(cls=BadGradient)
-    model.where = where
-    wrapper = wrap(model, on_nonfinite='skip', **ready(name))
-    run(model, wrapper, [make_batch()])
+
+@pytest.mark.parametrize('place', [0, -1])
+@pytest.mark.parametrize('name', CASES)
+def test_a_gradient_that_is_not_finite_costs_one_step_and_nothing_else(name, place):
+    """By then the weighting has seen the losses, and RepMTL the batch: they count a step when it is made."""
+    size = 2 * settings_of(name).get('accumulative_counts', 1)
+    build = dict(on_nonfinite='skip', **ready(name, accumulative_counts=size))
+    for regularizer in build['regularizers']:
+        regularizer.update(warmup_iters=8)
+    model, other = make_model(cls=BadGradient), make_model(cls=BadGradient)
+    wrapper, reference = wrap(model, **build), wrap(other, **build)
+    good = [make_batch(seed=i) for i in range(size)]
+    run(model, wrapper, good)
     before = state_of(model, wrapper)
-    run(model, wrapper, [bad_batch()])
+    bad = [make_batch(seed=5) for _ in range(size)]
+    bad[place] = bad_batch()
+    run(model, wrapper, bad)
     assert same(before, state_of(model, wrapper))
+    run(model, wrapper, good)
+    run(other, reference, good + good)
+    assert same(state_of(model, wrapper), state_of(other, reference))
+
+
+def test_an_overflow_of_float16_is_no_step_of_any_method():
+    model = make_model(cls=BadGradient, dtype=torch.float32)
+    settings = ready('dwa', regularizers=[dict(type='RepMTL', warmup_iters=8)], precision='fp16')
+    wrapper = wrap(model, loss_scale=dict(init_scale=256.0), **settings)
+    run(model, wrapper, [make_batch(dtype=torch.float32)])
+    before = state_of(model, wrapper)
+    bad = bad_batch()
+    run(model, wrapper, [{key: value.float() if value.is_floating_point() else value for key, value in bad.items()}])
+    assert wrapper.precision.scale == 128.0
+    assert same(before, state_of(model, wrapper))
+    assert wrapper.regularizers[0].num_steps == 1 and wrapper.weighting.step_count == 1
 
 
 def test_too_many_skipped_steps_in_a_row_stop_training():
@@ -159,3 +189,12 @@ def test_the_counts_are_part_of_the_checkpoint():
 def test_settings_that_do_not_exist(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         wrap(make_model(), **settings)
+
+
+@pytest.mark.parametrize('value, finite', [(1e25, True), (-3e38, True), (NAN, False), (float('inf'), False)])
+def test_gradients_whose_squares_leave_float32_are_finite(value, finite):
+    bad = torch.ones(5, dtype=torch.float32)
+    bad[3] = value
+    assert all_finite([torch.zeros(2, 3), bad]) == finite
+    assert bool(torch.isfinite(magnitudes(torch.stack([torch.ones(5), bad]))[1])) == finite
+    assert all_finite([])

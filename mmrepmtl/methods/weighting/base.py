@@ -41,16 +41,20 @@ class Weighting(nn.Module):
             losses_T: The task losses, after the log transform if there is one, (T,).
             labelled_T: Which tasks any sample of the batch is labelled for, (T,) bool; None: all. What an unlabelled
                 task does to the others is documented by each method; its entry in ``losses_T`` is 0 and means nothing.
-            advance: Whether this call ends an optimizer step: False in all but the last micro-batch of an accumulation
-                window. State that counts steps moves on then, and only then.
+            advance: Whether this call ends an optimizer step by itself. The trainer, which knows only after the
+                backward whether a step is made, always passes False and calls :meth:`end_step`; so does a loop with
+                accumulation, for all but the last micro-batch. State that counts steps moves on then, and only then.
 
         Returns:
             The scalar to minimise.
         """
         raise NotImplementedError
 
+    def end_step(self) -> None:
+        """Ends an optimizer step that was made: that of the micro-batches since the last one. Here it does nothing."""
+
     def after_step(self, losses_T: Tensor, labelled_T: Tensor | None = None) -> None:
-        """Takes the losses of the batch after the step; only where :attr:`second_look` asks for it.
+        """Takes the losses of the batch after the step, after :meth:`end_step`; only where :attr:`second_look` asks.
 
         Args:
             losses_T: As in :meth:`forward`; with accumulation the mean over the window's micro-batches.

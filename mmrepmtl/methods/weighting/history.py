@@ -75,7 +75,7 @@ class HistoryWeighting(LazyWeighting):
                 setattr(self, name, torch.full((num_tasks,), value, dtype=torch.float64, device=buffer.device))
 
     def record(self, losses_T: Tensor, mask_T: Tensor, advance: bool) -> None:
-        """Adds a micro-batch, and calls :meth:`close_step` if it is the last of its step.
+        """Adds a micro-batch, and ends the step if it is the last of one.
 
         Args:
             losses_T: (T,).
@@ -85,7 +85,11 @@ class HistoryWeighting(LazyWeighting):
         self.window_sum_T += torch.where(mask_T, losses_T.detach(), 0)
         self.window_count_T += mask_T
         if advance:
-            self.close_step(*self._take('window'))
+            self.end_step()
+
+    def end_step(self) -> None:
+        """Calls :meth:`close_step` with the means over the micro-batches since the last step."""
+        self.close_step(*self._take('window'))
 
     def drop_window(self) -> None:
         """Forgets the micro-batches since the last step."""

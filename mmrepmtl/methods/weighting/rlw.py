@@ -34,8 +34,12 @@ class RLW(Weighting):
         mask_T = labelled_mask(losses_T, labelled_T)
         weights_T = masked_softmax(self.draw_T.to(losses_T.device), mask_T)
         if advance:
-            self.draw_T = None
+            self.end_step()
         return weighted_sum(losses_T, weights_T)
+
+    def end_step(self) -> None:
+        """The next step has a draw of its own."""
+        self.draw_T = None
 
     def drop_window(self) -> None:
         """Takes back the draw of an unfinished step."""
