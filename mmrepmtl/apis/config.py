@@ -109,14 +109,25 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
     if method not in known:
         raise ValueError(f'--method: {method!r} is unknown; there are {", ".join(known)}')
     overlay = _read_overlay(path, method)
+    counts, batches = cfg.optim_wrapper.get('accumulative_counts', 1), _num_batches(cfg)
+    if counts % batches:
+        raise ValueError(
+            f'{path}: optim_wrapper.accumulative_counts is {counts}, and the aggregator of this config needs '
+            f'a multiple of {batches}'
+        )
     for key in METHOD_KEYS:
         # Replaced, not merged: nothing of the config's own method may remain.
         cfg.optim_wrapper[key] = overlay.optim_wrapper.get(key)
-    batches = overlay.optim_wrapper.get('accumulative_counts', 1)
-    if batches > 1:  # a method that takes several batches per step, each as large as the config's own
-        cfg.optim_wrapper.accumulative_counts = batches * cfg.optim_wrapper.get('accumulative_counts', 1)
+    if _num_batches(cfg) != batches:  # each of the batches of a step is as large as before
+        cfg.optim_wrapper.accumulative_counts = counts // batches * _num_batches(cfg)
     cfg.optim_wrapper.type = overlay.optim_wrapper.type
     cfg.single_task = overlay.get('single_task', False)
+
+
+def _num_batches(cfg: Config) -> int:
+    """How many independent batches a step of the config's aggregator takes."""
+    aggregator = cfg.optim_wrapper.get('aggregator')
+    return getattr(AGGREGATORS.get(aggregator['type']) if aggregator else None, 'num_batches', 1)
 
 
 def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) -> None:

@@ -44,6 +44,17 @@ def test_each_batch_of_a_method_that_takes_several_is_as_large_as_the_configs(tm
     accumulating.write_text(f'_base_ = [{str(TINY)!r}]\noptim_wrapper = dict(accumulative_counts=2)\n')
     assert load_config(accumulating, method='sdmgrad').optim_wrapper.accumulative_counts == 6
     assert load_config(accumulating, method='pcgrad').optim_wrapper.accumulative_counts == 2
+    own = tmp_path / 'own.py'
+    own.write_text(
+        f'_base_ = [{str(TINY)!r}]\n'
+        "optim_wrapper = dict(aggregator=dict(_delete_=True, type='SDMGrad'), accumulative_counts=6)\n"
+    )
+    assert load_config(own).optim_wrapper.accumulative_counts == 6
+    assert load_config(own, method='ew').optim_wrapper.accumulative_counts == 2
+    assert load_config(own, method='sdmgrad').optim_wrapper.accumulative_counts == 6
+    own.write_text(own.read_text().replace('=6', '=4'))
+    with pytest.raises(ValueError, match='own.py: optim_wrapper.accumulative_counts is 4.* multiple of 3'):
+        load_config(own, method='ew')
 
 
 @pytest.mark.slow
