@@ -205,7 +205,9 @@ class GradientAggregation:
         factors_T = self.aggregator.head_weights(weights_T, losses_T)
         factors = [1.0] * len(losses_T) if factors_T is None else factors_T.tolist()
         for task, held in self._window.heads.items():
-            accumulate(list(held), [grad * factors[task] for grad in held.values()])
+            while held:  # one by one: a copy of all heads' gradients would be the peak of the step
+                p, grad = held.popitem()
+                accumulate([p], [grad * factors[task]])
         self._window.heads = {}
 
     def _refuse_bypass(self, micro: MicroBatch, upstream) -> None:

@@ -29,6 +29,16 @@ class Wide(ToyModel):
         return {task: (self.heads[task](z) - t).square().mean() for task, t in zip(self.tasks, (a, b, c), strict=True)}
 
 
+class Heavy(Wide):
+    """Heads that have more parameters than the encoder, in several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(
+            {task: nn.Sequential(*(nn.Linear(256, 256) for _ in range(6)), nn.Linear(256, 1)) for task in self.tasks}
+        )
+
+
 def wide_batch(seed: int = 0) -> dict:
     draw = torch.Generator().manual_seed(seed)
     targets = {task: torch.randn(2, 1, generator=draw) for task in Wide.tasks}
@@ -36,11 +46,13 @@ def wide_batch(seed: int = 0) -> dict:
 
 
 @pytest.fixture
-def make():
+def make(monkeypatch):
     """A step of a method on a wide model, and the method's wrapper."""
+    for module in (base, state, sdmgrad):  # what is worked on at once is small beside a real encoder
+        monkeypatch.setattr(module, 'COLUMNS', 2**10)
 
-    def make(case: str):
-        model, settings = make_model(cls=Wide, dtype=torch.float32), ready(case)
+    def make(case: str, cls: type[Wide] = Wide):
+        model, settings = make_model(cls=cls, dtype=torch.float32), ready(case)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)
         wrapper = MultiTaskOptimWrapper(optimizer, shared='encoder', diagnostics_interval=0, **settings)
         batches = [wide_batch(seed) for seed in range(settings.get('accumulative_counts', 1))]
@@ -53,12 +65,9 @@ def make():
 def test_a_step_holds_a_row_per_task_and_one_gradient_beside_the_methods_state(
     tool,  # noqa: F811
     make,
-    monkeypatch,
     case,
 ):
     """T + 1 copies at the parameters (SDMGrad: of each of its three batches), one at Z."""
-    for module in (base, state, sdmgrad):  # what is worked on at once is small beside a real encoder
-        monkeypatch.setattr(module, 'COLUMNS', 2**10)
     step, wrapper = make(case)
     kept, peak = tool.cpu_memory(step, step)
     gradient = 4 * sum(p.numel() for p in make_model(cls=Wide).encoder.parameters())
@@ -66,6 +75,15 @@ def test_a_step_holds_a_row_per_task_and_one_gradient_beside_the_methods_state(
     assert own == dict(moco=3, mtadam=6).get(case, 3 * (case in ('db-mtl', 'excess-mtl')))
     rows = 3 * wrapper.aggregator.num_batches if is_at_parameters(case) else 0
     assert rows + 1 <= (kept + peak) / gradient - own < rows + 1.1
+
+
+@pytest.mark.parametrize('case', ['excess-mtl', 'db-mtl', 'gradnorm', 'nash-mtl'])
+def test_heads_that_are_weighted_in_the_end_keep_one_gradient(tool, make, case):  # noqa: F811
+    """Beside those that are in ``.grad`` there is one tensor of them at a time."""
+    model = make_model(cls=Heavy)
+    heads = 4 * sum(p.numel() for p in model.heads.parameters())
+    weighted, plain = (tool.cpu_memory(*2 * (make(name, Heavy)[0],))[1] for name in (case, 'pcgrad'))
+    assert weighted - plain < heads / 6
 
 
 class ToHost(TorchFunctionMode):
