@@ -240,8 +240,26 @@ def test_files_that_it_names_exist(path):
 
 def test_the_tests_that_it_names_exist():
     file = (ROOT / 'tests/methods/test_against_torchjd.py').read_text()
-    named = [row['in the test'].strip('`') for row in table("Why torchjd's solvers are not called")]
+    named = re.findall(r'`(test_\w+)`', section("torchjd's solvers"))
     assert named and all(f'def {test}(' in file for test in named)
+    rows = table("torchjd's solvers")
+    assert all(row['in the test'].startswith('`test_') for row in rows if row['verdict'].startswith('own'))
+
+
+def test_the_solver_is_whose_it_says():
+    """torchjd's where the class has one of its."""
+    for row in table("torchjd's solvers"):
+        aggregator = Method(re.match('`(.*?)`', row['method'])[1]).aggregator
+        assert ('called' in row['verdict']) == hasattr(aggregator, 'solver'), row['method']
+
+
+CONFIGS = re.findall(r'^    aggregator=(.*)$', section("torchjd's solvers"), re.M)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_the_configs_of_the_adapter_run(config):
+    aggregator = build_method(eval(config), AGGREGATORS)
+    assert torch.isfinite(aggregator(torch.randn(NUM_TASKS, SIZE), torch.ones(NUM_TASKS))[0]).all()
 
 
 def anchors(text: str) -> set[str]:

@@ -64,7 +64,7 @@ def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[st
         raise ValueError(
             f"MultiTaskOptimWrapper: {type(aggregator).__name__} at level='representation' combines the gradients of "
             f"all tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use "
-            "level='parameter'"
+            "level='parameter' (--cfg-options optim_wrapper.aggregator.level=parameter)"
         )
     return tasks if mode == 'per_task' else []
 

@@ -10,14 +10,15 @@ from mmrepmtl.methods.aggregation import GramianAggregator, PCGrad
 from mmrepmtl.registry import AGGREGATORS
 from tests.engine import reference
 
-NAMES = sorted(AGGREGATORS.module_dict)
+#: All but TorchJD, which is a method only with the name of a weighting; test_torchjd_adapter.py runs these tests on it.
+NAMES = sorted(set(AGGREGATORS.module_dict) - {'TorchJD'})
 
 #: The first task is treated apart from the others by definition.
 ANCHORED = {'MTAdam', 'MetaBalance'}
 
 #: By which power of a common factor of all gradients the result is multiplied; 1 where not named. An update is in units
 #: of the learning rate; alpha is 2 for FairGrad.
-POWERS = {'MTAdam': 0, 'FairGrad': -1 / 3}
+POWERS = {'MTAdam': 0, 'NashMTL': 0, 'FairGrad': -1 / 3}
 
 #: Clipping is no part of what is tested here.
 SETTINGS = {'NashMTL': dict(max_norm=None), 'FairGrad': dict(max_norm=None)}
@@ -199,20 +200,23 @@ def test_the_weights_are_those_that_are_applied(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_saved_state_continues_bit_for_bit(name):
+    """Also one that is loaded before the number of tasks is told."""
     first = create(name)
     run(first)
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
-    buffer.seek(0)
-    second = create(name)
+    second, third = create(name), AGGREGATORS.build(dict(type=name, **SETTINGS.get(name, {})))
     if is_random(second):
         second(feed(second), losses_of())  # its own random state moves on
-    second.load_state_dict(torch.load(buffer, weights_only=True))
-    for one, other in zip(run(first), run(second), strict=True):
-        assert torch.equal(one[0], other[0]) and (one[1] is None or torch.equal(one[1], other[1]))
-    states = first.state_dict(), second.state_dict()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    goes_on = run(first)
+    for resumed in (second, third):
+        buffer.seek(0)
+        resumed.load_state_dict(torch.load(buffer, weights_only=True))
+        for one, other in zip(goes_on, run(resumed), strict=True):
+            assert torch.equal(one[0], other[0]) and (one[1] is None or torch.equal(one[1], other[1]))
+        states = first.state_dict(), resumed.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -271,7 +275,7 @@ def test_not_finite_gradients_are_no_absent_ones():
     bad[1, 2] = float('nan')
     for name in NAMES:
         aggregator = create(name)
-        if isinstance(aggregator, GramianAggregator) and name != 'PCGrad':
+        if isinstance(aggregator, GramianAggregator):
             with pytest.raises(ValueError, match='not finite'):
                 aggregator(bad, losses_of())
 

@@ -280,21 +280,19 @@ def test_nash_mtl_solves_the_bargain(name, scale):
     if name not in REGULAR:
         assert (weights == 0).all() and (combined == 0).all()
         return
-    gramian = gradients @ gradients.T
     assert weights.min() > 0
-    assert torch.allclose((gramian / gramian.norm()) @ weights, 1 / weights, rtol=1e-8, atol=0)
-    assert torch.allclose(combined.square().sum(), len(gradients) * gramian.norm(), rtol=1e-8, atol=0)
+    assert torch.allclose(gradients @ gradients.T @ weights, 1 / weights, rtol=1e-8, atol=0)
+    assert float(combined.norm()) == pytest.approx(len(gradients) ** 0.5, rel=1e-8)
 
 
 def test_nash_mtl_of_two_tasks_gives_both_unit_gradients_the_same_weight():
     gradients = rows([1, 0], [3, 4])
     weights = combine(NashMTL(max_norm=None), gradients)[1]
-    gramian = gradients @ gradients.T
-    assert torch.allclose(weights, gramian.norm().sqrt() / (1 + 0.6) ** 0.5 * rows(1, 0.2))
+    assert torch.allclose(weights, rows(1, 0.2) / (1 + 0.6) ** 0.5)
 
 
 def test_nash_mtl_clips_the_step_and_not_the_heads():
-    gradients = 10 * normal(3, 5)
+    gradients = normal(3, 5)
     free, unclipped = combine(NashMTL(max_norm=None), gradients)
     method = NashMTL()
     combined, weights = combine(method, gradients)
@@ -302,8 +300,8 @@ def test_nash_mtl_clips_the_step_and_not_the_heads():
     assert torch.allclose(weights @ gradients, combined)
     assert method.weight_heads and torch.allclose(method.head_weights(weights, None), unclipped)
     assert NashMTL(weight_heads=False).head_weights(weights, None) is None
-    small = 1e-3 * gradients
-    assert torch.allclose(combine(NashMTL(), small)[0], combine(NashMTL(max_norm=None), small)[0])
+    assert torch.allclose(combine(NashMTL(), 1e-6 * gradients)[0], combined)
+    assert torch.allclose(combine(NashMTL(max_norm=2.0), gradients)[0], free)  # of norm sqrt(3)
 
 
 def test_nash_mtl_bargains_every_so_many_steps():

@@ -248,11 +248,11 @@ def partner_of(method: str, num_tasks: int) -> jd.Aggregator | None:
     ours = build_method(settings.get('aggregator'), AGGREGATORS)
     if type(ours).__name__ not in PARTNERS:
         return None
-    if ours.level != 'parameter':
-        raise NoPartner(f'autojac combines at the parameters; compare {method.partition("@")[0]}@parameter')
     weighting = build_method(settings['weighting'], WEIGHTINGS)
     if not isinstance(weighting, EqualWeighting) or settings.get('loss_transform') or settings.get('regularizers'):
         raise NoPartner('autojac has only the aggregator; losses are weighted, transformed or regularised here')
+    if ours.level != 'parameter':
+        raise NoPartner(f'autojac combines at the parameters; compare {method.partition("@")[0]}@parameter')
     try:
         return PARTNERS[type(ours).__name__](ours, num_tasks)
     except ImportError as error:

@@ -3,6 +3,6 @@ optim_wrapper = dict(
     type='MultiTaskOptimWrapper',
     loss_transform=None,
     weighting=dict(type='IMTLL'),
-    aggregator=dict(type='IMTLG'),
+    aggregator=dict(type='IMTLG', level='representation'),
     regularizers=[],
 )

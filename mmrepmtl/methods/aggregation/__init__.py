@@ -17,6 +17,7 @@ from .mtadam import MTAdam
 from .nash_mtl import NashMTL
 from .pcgrad import PCGrad
 from .sdmgrad import SDMGrad
+from .torchjd import TorchJD
 from .upgrad import UPGrad
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     'NashMTL',
     'PCGrad',
     'SDMGrad',
+    'TorchJD',
     'UPGrad',
     'gramian',
 ]

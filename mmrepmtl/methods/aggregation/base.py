@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 #: Columns of the gradients that are worked on at once in float64.
@@ -62,7 +63,7 @@ class Aggregator(nn.Module):
             )
 
     def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
-        """Tells the number of tasks, before the first call or a state is loaded, and then the layout of P. Idempotent.
+        """Tells the number of tasks, before the first call, and then the layout of P. Idempotent.
 
         Args:
             num_tasks: T.
@@ -112,6 +113,14 @@ class Aggregator(nn.Module):
             The combined gradient, (B, ...).
         """
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Buffers that setup makes, which a state tells as well.
+        for name, buffer in self._buffers.items():
+            saved = state_dict.get(prefix + name)
+            if buffer is None and saved is not None:
+                setattr(self, name, torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class GramianAggregator(Aggregator):

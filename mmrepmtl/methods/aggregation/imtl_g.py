@@ -1,3 +1,5 @@
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,18 @@ class IMTLG(GramianAggregator):
     ``torchjd`` uses the pseudo-inverse of the Gramian, which for parallel gradients is not that limit.
 
     Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
-    at representation level. The paper takes gradients at Z; the default is that of the public comparisons.
+    at representation level, the default: the paper takes gradients at Z. LibMTL's default, and the code of Nash-MTL's
+    experiments, have them at the parameters.
 
     Args:
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
     """
+
+    def __init__(
+        self, level: Literal['parameter', 'representation'] = 'representation', weight_heads: bool | None = None
+    ) -> None:
+        super().__init__(level, weight_heads)
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), of sum 1 or all 0."""

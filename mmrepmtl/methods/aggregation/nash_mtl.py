@@ -11,16 +11,16 @@ from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, present
 class NashMTL(GramianAggregator):
     """Nash-MTL: the Nash bargaining solution of the tasks over the step.
 
-    Weights ``a > 0`` with ``G a = 1 / a``, G the Gramian over its Frobenius norm. Source: Navon et al., "Multi-Task
-    Learning as a Bargaining Game", ICML 2022, Claim 3.1 and Algorithm 1; the normalisation and the clipping are those
-    of the paper's code. The minimum of ``a^T G a / 2 - sum_t log a_t`` is found by Newton's method on gradients of unit
-    norm; public code linearises a concave term, leaves tolerances absolute and goes on with old weights if its solver
-    is missing or fails.
+    Weights ``a > 0`` with ``G a = 1 / a``, G the Gramian. Source: Navon et al., "Multi-Task Learning as a Bargaining
+    Game", ICML 2022, Claim 3.1 and Algorithm 1; the clipping is that of the paper's code. The minimum of
+    ``a^T G a / 2 - sum_t log a_t`` is found by Newton's method on gradients of unit norm. Public code divides G by its
+    Frobenius norm, which its constraint multiplies back, so that it solves the same problem; it linearises a concave
+    term, leaves tolerances absolute and goes on with old weights if its solver is missing or fails.
 
-    Scale: without clipping the result is proportional to the gradients, ``|d|^2 = T |G|_F`` for the Gramian G as it is;
-    ``max_norm`` then clips it. The code of the paper multiplies the losses by the weights, so heads are weighted by
-    default, without the clipping, which is of the shared parameters. A task that is the only one is not combined:
-    weight 1, no clipping.
+    Scale: the result has norm ``sqrt(T)`` whatever the scale of the losses; ``max_norm`` then clips it, by default to
+    1. The weights are in inverse proportion to the gradients. The code of the paper multiplies the losses by them, so
+    heads are weighted by default, without the clipping, which is of the shared parameters. A task that is the only one
+    is not combined: weight 1, no clipping.
 
     Where zero is a convex combination of the gradients (the point is Pareto-stationary, which the paper excludes) there
     is no solution: the result is zero, and heads keep the last weights. A task without a gradient is left out of the
@@ -94,9 +94,7 @@ class NashMTL(GramianAggregator):
 
 
 def _bargain(gramian_PP: Tensor) -> Tensor | None:
-    """Solves ``G a = 1 / a`` for G over its Frobenius norm; None where there is no solution."""
+    """Solves ``G a = 1 / a``; None where there is no solution."""
     cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-    relative_P = norms_P / norms_P.max()
     b_P = fair_coefficients(cosines_PP, torch.ones_like(norms_P), alpha=1.0)
-    frobenius = (cosines_PP * relative_P * relative_P[:, None]).norm()
-    return None if b_P is None else b_P / relative_P * frobenius.sqrt()
+    return None if b_P is None else b_P / norms_P  # C b = 1 / b for the unit gradients

@@ -4,20 +4,27 @@ import torch
 from torch import Tensor
 
 from .base import GramianAggregator
+from .solvers import on_present_tasks
+from .torchjd import make_solver, solve_with_torchjd
 
 
 class PCGrad(GramianAggregator):
     """Projects each task's gradient onto the normal plane of every gradient that it conflicts with, in random order.
 
     Source: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020, Algorithm 1; the projected gradients
-    are summed as there. Computed in the coefficients of the original gradients, so only the Gramian is needed. An
-    unlabelled task has a zero gradient: nothing conflicts with it and it adds nothing. Heads are unweighted. Combined
-    once per accumulation window at parameter level, per micro-batch at representation level.
+    are summed as there. Computed by ``torchjd`` in the coefficients of the original gradients, so only the Gramian is
+    needed; its random orders are drawn from a state of this object. Heads are unweighted.
+
+    Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
+    at representation level.
 
     Args:
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
         seed: Of the random orders; the same on all ranks.
+
+    Raises:
+        ImportError: If torchjd is not installed.
     """
 
     def __init__(
@@ -27,19 +34,15 @@ class PCGrad(GramianAggregator):
         seed: int = 0,
     ) -> None:
         super().__init__(level, weight_heads)
+        self.solver = make_solver('PCGradWeighting')
         self.generator = torch.Generator().manual_seed(seed)
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the coefficients (T,) of the original gradients in the sum of the projected ones."""
+        """Returns the coefficients (T,) of the original gradients in the sum of the projected ones; absent tasks: 0."""
         del losses_T
-        num_tasks = len(gramian_TT)
-        coefficients_TT = torch.eye(num_tasks, dtype=gramian_TT.dtype, device=gramian_TT.device)
-        for i in range(num_tasks):
-            for j in torch.randperm(num_tasks, generator=self.generator).tolist():
-                inner = coefficients_TT[i] @ gramian_TT[:, j]
-                if j != i and inner < 0 and gramian_TT[j, j] > 0:
-                    coefficients_TT[i, j] -= inner / gramian_TT[j, j]
-        return coefficients_TT.sum(0)
+        return on_present_tasks(
+            lambda gramian_PP, _: solve_with_torchjd(self.solver, gramian_PP, self.generator), gramian_TT
+        )
 
     def get_extra_state(self) -> Tensor:
         """The state of the random orders, for ``state_dict()``."""
