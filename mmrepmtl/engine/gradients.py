@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from mmrepmtl.engine.nonfinite import NonFinite, all_finite
-from mmrepmtl.engine.rows import GradientRows, accumulate, average_gradients, flatten, unflatten
+from mmrepmtl.engine.rows import GradientRows, accumulate, apart, average_gradients, flatten
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator, gramian
 from mmrepmtl.methods.aggregation.state import magnitudes
 from mmrepmtl.methods.regularizer import num_processes
@@ -146,7 +146,7 @@ class GradientAggregation:
         at_views = []
         for t, (task, objective) in enumerate(zip(micro.tasks, micro.objectives, strict=True)):
             scaled = objective * (micro.factor * micro.scale)
-            grads = torch.autograd.grad(scaled, wanted, retain_graph=True, allow_unused=True)
+            grads = apart(torch.autograd.grad(scaled, wanted, retain_graph=True, allow_unused=True))
             here, beyond = grads[: len(micro.views)], grads[len(micro.views) :]
             if all(grad is None for grad in here):
                 raise RuntimeError(
@@ -247,7 +247,7 @@ class GradientAggregation:
                 combined.append(self.aggregator.at_representation(stacked, view.detach(), self._sum_over_ranks))
             self._write_heads(None, micro.losses_T)
         if shared:
-            accumulate(shared, torch.autograd.grad(micro.views, shared, combined, allow_unused=True))
+            accumulate(shared, apart(torch.autograd.grad(micro.views, shared, combined, allow_unused=True)))
 
     def _combine_by_gramian(self, micro: MicroBatch, at_views) -> list[Tensor]:
         levels = range(len(micro.views))
@@ -276,7 +276,7 @@ class GradientAggregation:
         losses_T = self._window.mean_losses()
         self.rows.wait()
         self._check_rest(micro, parameters)
-        if self.at_parameters and self.rows.parameters:
+        if self.at_parameters and self.rows.in_use:
             self.aggregator.setup(len(micro.tasks), self.rows.sizes)
             divisor = num_processes() * micro.scale
             if isinstance(self.aggregator, GramianAggregator):
@@ -301,8 +301,8 @@ class GradientAggregation:
 
     def _finish_by_rows(self, micro: MicroBatch, parameters, losses_T, divisor: float) -> None:
         gradients = self.rows.buffer  # (num_batches, T, P)
+        self._even_out(gradients)  # first: a short window leaves the rows of an earlier one in place
         self._check_rows(micro, torch.stack([magnitudes(rows_TP) for rows_TP in gradients]).sum(0))
-        self._even_out(gradients)
         if divisor != 1:
             gradients /= divisor
         extra = {}
@@ -310,20 +310,21 @@ class GradientAggregation:
             average_gradients(self.rows.parameters, self.group)
             shared = self.rows.parameters
             if any(p.grad is not None for p in shared):
-                extra = dict(extra_P=flatten([p.grad for p in shared], shared).to(gradients) / micro.scale)
+                extra = dict(extra_P=flatten([p.grad for p in shared], shared).to(gradients).div_(micro.scale))
             for p in shared:
                 p.grad = None
         rows = gradients if len(gradients) > 1 else gradients[0]
         combined_P, self.weights_T = self.aggregator(rows, losses_T, **extra)
         self._write_heads(self.weights_T, losses_T)
         average_gradients(parameters, self.group)
-        parts = unflatten(combined_P, self.rows.parameters)
+        parts = [(p, combined_P[columns].view_as(p)) for p, columns in self.rows.written()]
         if self.aggregator.returns == 'update':
-            self.updates = list(zip(self.rows.parameters, parts, strict=True))
+            self.updates = parts
             return
         if micro.scale != 1:
             combined_P *= micro.scale
-        accumulate(self.rows.parameters, parts)
+        for p, part in parts:
+            accumulate([p], [part])
 
     def _even_out(self, gradients: Tensor) -> None:
         """Makes each independent batch the mean over its own micro-batches; one without any repeats the first."""

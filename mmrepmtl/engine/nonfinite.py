@@ -62,13 +62,18 @@ class NonFinitePolicy:
         self.total = self.in_a_row = 0
         self.found: NonFinite | None = None
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step can be skipped at all."""
+        return self.has_scaler or self.mode == 'skip'
+
     def take(self, error: NonFinite, iteration: int) -> None:
         """Remembers what was found, so that this window's step is skipped.
 
         Raises:
             FloatingPointError: If the setting is 'raise' and no scaler is at work.
         """
-        if self.mode == 'raise' and not self.has_scaler:
+        if not self.may_skip:
             raise FloatingPointError(
                 f'MultiTaskOptimWrapper: {error} in iteration {iteration}; '
                 "on_nonfinite='skip' would skip such steps and count them"

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from mmrepmtl.engine.buffers import BufferKeeper
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import (
     check_fired,
@@ -147,7 +148,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._own_calls: list[str] = []
         self._pending: Step | None = None
         self._graph: list[Tensor] = []
-        self._policy = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped)
+        self._policy, self._buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
         self._epochs = EpochWatch(self.weighting, self.message_hub)
         self._second_look = SecondLook() if self.weighting.second_look else None
 
@@ -201,6 +202,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         device = next(inner.parameters()).device.type
         self._pending, capture = None, SharedCapture(self.shared, self._own_calls)
         self._epochs.turn()
+        if self._policy.may_skip:
+            self._buffers.before_forward(inner)
         if self._second_look is not None:
             self._second_look.before_forward()
         hooks = [
@@ -328,6 +331,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if self._aggregation is not None:
             self._aggregation.apply_updates(self.optimizer)
         self._policy.stepped()
+        self._buffers.forget()
         for method in (self.weighting, *self.regularizers):
             method.end_step()
         if self._second_look is not None:
@@ -345,7 +349,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         check_gradients(params, self._graph, list(self._prefixes))
 
     def _skip(self) -> None:
-        """Leaves weights, optimizer and the state of the methods as they were before this window."""
+        """Leaves weights, buffers, optimizer and the state of the methods as they were before this window."""
+        self._buffers.restore()
         self.weighting.drop_window()
         if self._aggregation is not None:
             self._aggregation.drop()

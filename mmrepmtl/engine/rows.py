@@ -1,5 +1,6 @@
 """The per-task gradients of the shared parameters: one buffer that lives as long as the run."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -7,6 +8,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmrepmtl.methods.regularizer import num_processes
+
+#: Elements that are reduced over ranks at once: few beside an encoder's gradients, which are not copied as a whole.
+BUCKET = 2**22
 
 
 class GradientRows:
@@ -28,6 +32,7 @@ class GradientRows:
         self.parameters: list[nn.Parameter] = []
         self.buffer: Tensor | None = None  # (num_batches, T, P)
         self._starts: dict[int, int] = {}
+        self._used: set[int] = set()
         self._written: set[tuple[int, int]] = set()
         self._pending: list = []
 
@@ -35,6 +40,11 @@ class GradientRows:
     def sizes(self) -> list[int]:
         """Elements of each parameter, in the order of the columns."""
         return [p.numel() for p in self.parameters]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the window used any of the parameters, on any rank."""
+        return bool(self._used)
 
     def prepare(self, used: Sequence[nn.Parameter], candidates: Sequence[nn.Parameter], num_tasks: int) -> None:
         """Makes room for the parameters that this micro-batch uses on any rank.
@@ -52,6 +62,7 @@ class GradientRows:
             flags = torch.tensor([id(p) in here for p in candidates], dtype=torch.float32, device=candidates[0].device)
             dist.all_reduce(flags, group=self.group)
             used = [p for p, count in zip(candidates, flags.tolist(), strict=True) if count]
+        self._used.update(id(p) for p in used)
         new = [p for p in used if id(p) not in self._starts]
         if not new:
             return
@@ -76,6 +87,10 @@ class GradientRows:
         for p in self.parameters:
             start = self._starts[id(p)]
             yield p, slice(start, start + p.numel())
+
+    def written(self) -> Iterator[tuple[nn.Parameter, slice]]:
+        """:meth:`slices` of what the window used on any rank: the others get no gradient, as in plain training."""
+        return ((p, columns) for p, columns in self.slices() if id(p) in self._used)
 
     def add(self, batch: int, task: int, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
         """Adds one task's gradients of a micro-batch to its row; the first ones of a window replace what was there."""
@@ -107,11 +122,11 @@ class GradientRows:
     def clear(self) -> None:
         """Ends the window; the memory is kept."""
         self.wait()
-        self._written = set()
+        self._written, self._used = set(), set()
 
     def combine(self, weights: Sequence[float]) -> None:
-        """Adds the weighted sum of the first batch's rows to every ``.grad``, without a copy of all columns."""
-        for p, columns in self.slices():
+        """Adds the weighted sum of the first batch's rows to each ``.grad``, without a copy of all columns."""
+        for p, columns in self.written():
             rows = self.buffer[0, :, columns]
             total = rows[0] * weights[0]
             for row, weight in zip(rows[1:], weights[1:], strict=True):
@@ -119,11 +134,40 @@ class GradientRows:
             accumulate([p], [total.view_as(p)])
 
 
+@torch.no_grad()
 def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
-    """Adds gradients to ``.grad``, as backward does."""
+    """Adds gradients to ``.grad``, as backward does; the tensors of the first ones become it.
+
+    Gradients of ``torch.autograd.grad`` go through :func:`apart` before.
+    """
     for parameter, grad in zip(parameters, grads, strict=True):
-        if grad is not None:
-            parameter.grad = grad.detach().to(parameter.dtype) if parameter.grad is None else parameter.grad + grad
+        if grad is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = grad.detach().to(parameter.dtype)
+        else:
+            parameter.grad.add_(grad)
+
+
+def apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Copies the gradients that share memory with each other or in themselves.
+
+    ``torch.autograd.grad`` returns one tensor for both terms of ``w1 + w2``, and for ``w.sum()`` one number seen many
+    times: what then changes ``.grad`` in place (clipping, a scaler) would act on it more than once.
+    """
+    owners = Counter(grad.untyped_storage().data_ptr() for grad in grads if grad is not None)
+    return [
+        grad
+        if grad is None or owners[grad.untyped_storage().data_ptr()] == 1 and _is_dense(grad)
+        else grad.clone(memory_format=torch.contiguous_format)
+        for grad in grads
+    ]
+
+
+def _is_dense(grad: Tensor) -> bool:
+    layouts = [torch.contiguous_format]
+    layouts += [torch.channels_last] * (grad.dim() == 4) + [torch.channels_last_3d] * (grad.dim() == 5)
+    return any(grad.is_contiguous(memory_format=layout) for layout in layouts)
 
 
 def flatten(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -133,11 +177,25 @@ def flatten(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) 
     )
 
 
+def in_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Groups of neighbours of one dtype with at most :data:`BUCKET` elements, or a single larger one."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(other.numel() for other in bucket) + tensor.numel() > BUCKET
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
 def unflatten(row: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """The inverse of :func:`flatten`."""
     return [part.view_as(p) for part, p in zip(row.split([p.numel() for p in parameters]), parameters, strict=True)]
 
 
+@torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], group) -> None:
     """Replaces every ``.grad`` by its mean over ranks; a parameter that no rank used keeps None."""
     if num_processes() == 1:
@@ -145,11 +203,12 @@ def average_gradients(parameters: Sequence[nn.Parameter], group) -> None:
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
     dist.all_reduce(used, group=group)
     wanted = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
-    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-    for p in wanted:
-        by_dtype.setdefault(p.dtype, []).append(p)
-    for same in by_dtype.values():
-        flat = flatten([p.grad for p in same], same)
+    for bucket in in_buckets(wanted):
+        flat = flatten([p.grad for p in bucket], bucket)
         dist.all_reduce(flat, group=group)
-        for p, mean in zip(same, unflatten(flat / num_processes(), same), strict=True):
-            p.grad = mean.clone()
+        flat /= num_processes()
+        for p, mean in zip(bucket, unflatten(flat, bucket), strict=True):
+            if p.grad is None:
+                p.grad = mean.clone()
+            else:
+                p.grad.copy_(mean)

@@ -51,8 +51,8 @@ def make(monkeypatch):
     for module in (base, state, sdmgrad):  # what is worked on at once is small beside a real encoder
         monkeypatch.setattr(module, 'COLUMNS', 2**10)
 
-    def make(case: str, cls: type[Wide] = Wide):
-        model, settings = make_model(cls=cls, dtype=torch.float32), ready(case)
+    def make(case: str, cls: type[Wide] = Wide, **changes):
+        model, settings = make_model(cls=cls, dtype=torch.float32), ready(case, **changes)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, foreach=False)
         wrapper = MultiTaskOptimWrapper(optimizer, shared='encoder', diagnostics_interval=0, **settings)
         batches = [wide_batch(seed) for seed in range(settings.get('accumulative_counts', 1))]
@@ -75,6 +75,16 @@ def test_a_step_holds_a_row_per_task_and_one_gradient_beside_the_methods_state(
     assert own == dict(moco=3, mtadam=6).get(case, 3 * (case in ('db-mtl', 'excess-mtl')))
     rows = 3 * wrapper.aggregator.num_batches if is_at_parameters(case) else 0
     assert rows + 1 <= (kept + peak) / gradient - own < rows + 1.1
+
+
+@pytest.mark.parametrize('case', ['pcgrad', 'pcgrad@representation', 'nash-mtl', 'metabalance', 'mtadam'])
+def test_a_penalty_costs_one_gradient_more(tool, make, case):  # noqa: F811
+    """That of the penalty, which the combined one is added to."""
+    step, wrapper = make(case, regularizers=[dict(type='RepMTL')])
+    kept, peak = tool.cpu_memory(step, step)
+    gradient = 4 * sum(p.numel() for p in make_model(cls=Wide).encoder.parameters())
+    own = 6 * (case == 'mtadam') + 3 * is_at_parameters(case)
+    assert 1 < (kept + peak) / gradient - own < 2.1
 
 
 @pytest.mark.parametrize('case', ['excess-mtl', 'db-mtl', 'gradnorm', 'nash-mtl'])
