@@ -31,6 +31,24 @@ JACOBIANS = jacobians()
 #: Those of which no convex combination is zero.
 REGULAR = [name for name in JACOBIANS if name not in ('zero-in-hull', 'opposed')]
 
+#: Names with a common scale: losses from 1e-6 to 1e6, with gradients of 1e-8 at the smallest.
+CASES = [(name, 1.0) for name in JACOBIANS] + [
+    (name, scale) for name in ('normal-0', 'conflicting', 'far-apart', 'opposed') for scale in (1e-14, 1e6)
+]
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def combine(method, gradients, losses=None):
+    method.setup(len(gradients))
+    return method(gradients, torch.ones(len(gradients), dtype=torch.float64) if losses is None else losses)
+
+
+def unit(gradients):
+    return gradients / gradients.norm(dim=-1, keepdim=True)
+
 
 def supports(num_tasks: int):
     return itertools.chain.from_iterable(itertools.combinations(range(num_tasks), k) for k in range(num_tasks + 1))
@@ -117,10 +135,13 @@ def grad_norm_step(weights_T: Tensor, norms_T: Tensor, rates_T: Tensor, alpha: f
 
 
 def direction_oriented(batches: Tensor, weights_T: Tensor, lambda_: float, n_iter: int, lr: float, momentum: float):
-    """SDMGrad on full gradients of three batches (3, T, P): the step (P,) and the new weights (T,)."""
+    """SDMGrad on full gradients of three batches (3, T, P): the step (P,), the new weights (T,); ``lr`` is a bound."""
     first, second, last = batches
     unit = (first.norm(dim=1) * second.norm(dim=1)).sqrt().mean()
     velocity = torch.zeros_like(weights_T)
+    # The largest gradient that a unit vector of weights can have, as the root of an eigenvalue.
+    jacobian = (first / unit) @ (second / unit).T
+    lr = min(lr, float(torch.linalg.eigvalsh(jacobian.T @ jacobian).max()) ** -0.5)
     for _ in range(n_iter):
         target_P = weights_T @ second + lambda_ * second.mean(0)
         velocity = momentum * velocity + (first / unit) @ (target_P / unit)

@@ -127,6 +127,19 @@ def test_scaling_all_gradients_scales_the_result(name, scale):
         assert torch.allclose(scaled[0], plain[0] * scale**power, rtol=1e-7, atol=1e-9 * scale**power)
 
 
+@pytest.mark.parametrize('scale', [1e-6, 1e6])
+@pytest.mark.parametrize('name', NAMES)
+def test_the_only_task_with_a_gradient_scales_like_several(name, scale):
+    """A batch with labels for one of three tasks is no step in another unit."""
+    plain, scaled, factor = create(name), create(name), scale ** POWERS.get(name, 1)
+    for seed in range(4):
+        rows, losses = feed(plain, seed), losses_of(seed=seed)
+        if seed:
+            rows[..., [0, 2], :] = 0
+        want = plain(rows, losses)[0] * factor
+        assert torch.allclose(scaled(rows * scale, losses)[0], want, rtol=1e-7, atol=1e-9 * factor)
+
+
 #: Visit the tasks in a random order, which is another one for other places: two tasks are swapped below.
 VISITING = {'PCGrad', 'GradVac'}
 ORDERS = [(name, order) for name in NAMES if name not in VISITING for order in ((0, 2, 1), (1, 0, 2), (2, 0, 1))]

@@ -157,10 +157,11 @@ def batches(seed, noise=0.5):
     return mean + noise * normal(3, 3, 6, seed=seed)
 
 
+@pytest.mark.parametrize('lr', [0.05, 10.0])  # below the bound of the steps and above it
 @pytest.mark.parametrize('factors', [(1.0, 2.0, 0.1), (1.0, 1e4, 10.0)])
 @pytest.mark.parametrize('scale', [1e-14, 1.0, 1e6])
-def test_sdmgrad_equals_the_algorithm_on_full_gradients(scale, factors):
-    settings = dict(lambda_=0.3, n_iter=15, lr=0.5, momentum=0.5)
+def test_sdmgrad_equals_the_algorithm_on_full_gradients(scale, factors, lr):
+    settings = dict(lambda_=0.3, n_iter=15, lr=lr, momentum=0.5)
     method, weights = ready(SDMGrad(**settings)), torch.full((3,), 1 / 3, dtype=torch.float64)
     for step in range(5):
         gradients = batches(step) * rows(*factors)[:, None] * scale
@@ -169,6 +170,41 @@ def test_sdmgrad_equals_the_algorithm_on_full_gradients(scale, factors):
         assert relative_error(combined, want) < 1e-9
         assert torch.allclose(method.simplex_T, weights) and torch.allclose(applied @ gradients[2], combined)
         assert float(applied.sum()) == pytest.approx(3)
+
+
+@pytest.mark.parametrize('num_tasks', [5, 10])
+def test_sdmgrad_does_not_follow_rounding(num_tasks):
+    """Uncorrelated gradients, default settings."""
+    for trial in range(3):
+        mean = 0.3 * normal(num_tasks, 300, seed=trial)
+        one, other = ready(SDMGrad(), num_tasks), ready(SDMGrad(), num_tasks)
+        for step in range(30):
+            rows_3TP = mean + 0.5 * normal(3, num_tasks, 300, seed=100 * trial + step)
+            noise = 1 + 1e-15 * normal(3, num_tasks, 300, seed=7000 + step)
+            assert relative_error(other(rows_3TP * noise, None)[0], one(rows_3TP, None)[0]) < 1e-6
+
+
+def test_sdmgrad_of_two_halves_is_that_of_the_whole_in_float32():
+    one, two, mean = ready(SDMGrad(), 5), ready(SDMGrad(), 5), 0.2 * normal(1, 5, 1, 1000)
+    for step in range(20):
+        samples = (mean + 0.3 * normal(3, 5, 8, 1000, seed=step)).float()
+        halves = (samples[:, :, :4].mean(2) + samples[:, :, 4:].mean(2)) / 2
+        assert relative_error(two(halves, None)[0], one(samples.mean(2), None)[0]) < 1e-5
+
+
+@pytest.mark.parametrize('correlation', [0.0, 1.0])
+@pytest.mark.parametrize('num_tasks', [2, 3, 5, 10])
+def test_sdmgrad_minimises_its_objective_at_default_settings(num_tasks, correlation):
+    """The least of ``w g + 0.3 g_0`` over the simplex is that of the convex hull of ``g_t + 0.3 g_0``."""
+    for seed in range(3):
+        gradients = normal(num_tasks, 300, seed=seed) + correlation * normal(1, 300, seed=50 + seed)
+        shifted = gradients + 0.3 * gradients.mean(0)
+        least = MGDA()(shifted, torch.ones(num_tasks))[0].square().sum()
+        method = ready(SDMGrad(), num_tasks)
+        for _ in range(10):
+            method(gradients, None)
+        reached = (method.simplex_T @ shifted).square().sum()
+        assert least * (1 - 1e-9) <= reached <= min(1.01 * least, shifted.mean(0).square().sum())
 
 
 def test_sdmgrad_with_one_batch_uses_it_for_all_roles():

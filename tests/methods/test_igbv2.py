@@ -80,6 +80,22 @@ def test_igbv2_holds_its_action_over_a_window():
     assert not torch.allclose(second, weights(weighting, LOSSES)[1] * LOSSES)
 
 
+def test_igbv2_of_a_step_without_labels_keeps_no_action():
+    """The next step's action is drawn for its own losses, and a window that is dropped in between leaves no trace."""
+    nothing, drawn = torch.zeros(3, dtype=torch.bool), []
+    for dropped in (False, True):
+        weighting = igb()
+        for _ in range(2):
+            weights(weighting, LOSSES)
+        weights(weighting, 0 * LOSSES, nothing)
+        assert weighting.action_T is None
+        if dropped:
+            weights(weighting, 3 * LOSSES, advance=False)
+            weighting.drop_window()
+        drawn.append(torch.stack([weights(weighting, LOSSES)[1] for _ in range(3)]))
+    assert torch.equal(*drawn)
+
+
 def test_igbv2_lets_its_agent_choose_and_learn_on_schedule():
     weighting = igb(random_epochs=2, learn_after=3, update_every=4, interval=3)
     before, calls = [p.clone() for p in weighting_actor(weighting)], []

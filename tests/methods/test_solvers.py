@@ -49,6 +49,18 @@ def test_one_task_or_none_needs_no_solution(present, expected):
     assert solvers.on_present_tasks(None, gradients @ gradients.T).tolist() == expected
 
 
+def test_the_only_one_of_several_is_a_problem_where_its_weight_has_a_unit():
+    def solve(gramian, losses):
+        return 1 / gramian.diagonal()
+
+    gradients = 3 * torch.eye(3, dtype=torch.float64)
+    gradients[[0, 2]] = 0
+    found = solvers.on_present_tasks(solve, gradients @ gradients.T, solve_last=True)
+    assert torch.allclose(found, torch.tensor([0, 1 / 9, 0], dtype=torch.float64))
+    gramian = torch.full((1, 1), 9.0, dtype=torch.float64)
+    assert solvers.on_present_tasks(solve, gramian, solve_last=True).tolist() == [1]  # plain training
+
+
 def test_a_gramian_that_is_not_finite_is_refused():
     for bad in (float('nan'), float('inf')):
         gramian = torch.eye(3, dtype=torch.float64)

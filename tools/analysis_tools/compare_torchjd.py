@@ -5,7 +5,7 @@ Every torchjd weighting that is a method of ours gets the Gramian in float64, wi
 cosines where the method's equation lets the norms be multiplied in afterwards, else over its largest diagonal entry.
 Its scale is corrected to ours. The combined gradients are compared, in units of ours (where ours cancel: of the largest
 weighted gradient in theirs), for T = 2, 3 and 6 tasks, each case with losses times 1e-6, 1 and 1e6. Ours are tested
-against enumeration (``tests/methods/test_gramian_methods.py``); for PCGrad, which calls torchjd, the algorithm on full
+against enumeration (``tests/methods/``); for PCGrad, which calls torchjd, the algorithm on full
 gradients stands in.
 
 Rows whose solver is not installed say so; ``pip install quadprog qpsolvers cvxpy clarabel ecos`` completes the table.
@@ -151,7 +151,8 @@ def compare(name: str, rows_TP: Tensor) -> tuple[float, float, float]:
     want_P, want_T = own(rows_TP)
     times.append(time.perf_counter())
     try:
-        found_T = on_present_tasks(lambda gramian_PP, _: theirs(gramian_PP), rows_TP @ rows_TP.T)
+        alone = name.startswith(('FairGrad', 'NashMTL'))  # whose last task has the weight of the equation
+        found_T = on_present_tasks(lambda gramian_PP, _: theirs(gramian_PP), rows_TP @ rows_TP.T, solve_last=alone)
     except ImportError:
         raise
     except Exception:  # whatever a solver raises: it has no result

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .base import GramianAggregator
-from .solvers import ROUNDING, on_present_tasks
+from .solvers import ROUNDING, cosines_and_norms, on_present_tasks
 
 
 class AlignedMTL(GramianAggregator):
@@ -15,10 +15,13 @@ class AlignedMTL(GramianAggregator):
     "Independent Component Alignment for Multi-Task Learning", CVPR 2023, Algorithm 1.
 
     Scale: the aligned gradients are summed, as in the paper's code (``torchjd`` averages them). Heads are unweighted
-    (``scale_decoder_grad=False`` in the paper's code). Eigenvalues below 1e-12 of the largest count as zero, those of
-    linearly dependent gradients; the paper's code cuts at T times the float32 rounding (4e-7 for three tasks), which
-    removes a task whose gradient is 2000 times smaller than another, and ``torchjd`` at T times the float64 rounding,
-    which takes the rounding of dependent gradients for a smallest eigenvalue and nearly stops training.
+    (``scale_decoder_grad=False`` in the paper's code). Which gradients are linearly dependent is asked of the unit
+    gradients: eigenvalues of their cosines below 1e-12 of the largest count as zero (an angle below 2e-6 as none),
+    whatever the norms. The paper's code cuts the Gramian's at T times the float32 rounding (4e-7 for three tasks),
+    which removes a task whose gradient is 2000 times smaller than another, and ``torchjd`` at T times the float64
+    rounding, which takes the rounding of dependent gradients for a smallest eigenvalue and nearly stops training. L and
+    V come from a singular value decomposition of what is left; a component below its rounding (tasks 1e15 apart) is
+    left out.
 
     Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
     at representation level (the paper's Aligned-MTL-UB).
@@ -51,8 +54,17 @@ class AlignedMTL(GramianAggregator):
 
     def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
         del losses_P
-        values_P, vectors_PP = torch.linalg.eigh(gramian_PP / gramian_PP.diagonal().max())
+        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
+        values_P, vectors_PP = torch.linalg.eigh(cosines_PP)
         kept_P = values_P > ROUNDING * values_P.max()
-        values_R, vectors_PR = values_P[kept_P], vectors_PP[:, kept_P]
-        scale = {'min': values_R.min, 'median': values_R.median, 'rmse': values_R.mean}[self.scale_mode]()
-        return vectors_PR @ ((scale / values_R).sqrt() * vectors_PR.sum(0))
+        # Rows with the inner products of the gradients, but not squared: tasks far apart keep their angles.
+        rows_PR = (norms_P / norms_P.max())[:, None] * vectors_PP[:, kept_P] * values_P[kept_P].sqrt()
+        left_PR, lengths_R, _ = torch.linalg.svd(rows_PR, full_matrices=False)
+        resolved_R = lengths_R > len(norms_P) * torch.finfo(lengths_R.dtype).eps * lengths_R.max()
+        left_PR, lengths_R = left_PR[:, resolved_R], lengths_R[resolved_R]
+        scale = {
+            'min': lengths_R.min(),
+            'median': lengths_R.median(),
+            'rmse': lengths_R.square().mean().sqrt(),
+        }[self.scale_mode]
+        return left_PR @ (scale / lengths_R * left_PR.sum(0))

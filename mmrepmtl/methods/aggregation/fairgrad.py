@@ -16,13 +16,14 @@ class FairGrad(GramianAggregator):
 
     Scale: as the paper's equation fixes it. Multiplying all losses by s multiplies the result by
     ``s^((1 - alpha) / (1 + alpha))``, so for alpha > 1 the smaller the gradients the longer the step; ``max_norm`` then
-    bounds it, as in the paper's code (which also multiplies by T; the paper and LibMTL do not, and neither do we). A
-    task that is the only one is not combined: weight 1, no clipping. Heads are unweighted (paper's code; LibMTL weighs
-    the losses).
+    bounds it, as in the paper's code (which also multiplies by T; the paper and LibMTL do not, and neither do we).
+    Heads are unweighted (paper's code; LibMTL weighs the losses). With T = 1 it is plain training: weight 1, no
+    clipping.
 
     Where zero is a convex combination of the gradients (the point is Pareto-stationary) there is no solution: the
-    result and the weights are zero. Tasks without a gradient are left out. Combined once per accumulation window at
-    parameter level, per micro-batch at representation level.
+    result and the weights are zero. Tasks without a gradient are left out; the only one left has the weight of the
+    equation, ``|g|^(-2 alpha / (1 + alpha))``, and is clipped, so that its step has no other unit than that of several.
+    Combined once per accumulation window at parameter level, per micro-batch at representation level.
 
     Args:
         level: Where the gradients are taken.
@@ -54,7 +55,7 @@ class FairGrad(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), positive or all 0."""
         del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
+        return on_present_tasks(self._solve, gramian_TT, solve_last=True)
 
     def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
         del losses_P

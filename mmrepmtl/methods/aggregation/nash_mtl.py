@@ -19,19 +19,20 @@ class NashMTL(GramianAggregator):
 
     Scale: the result has norm ``sqrt(T)`` whatever the scale of the losses; ``max_norm`` then clips it, by default to
     1. The weights are in inverse proportion to the gradients. The code of the paper multiplies the losses by them, so
-    heads are weighted by default, without the clipping, which is of the shared parameters. A task that is the only one
-    is not combined: weight 1, no clipping.
+    heads are weighted by default, without the clipping, which is of the shared parameters. With T = 1 it is plain
+    training: weight 1, no clipping.
 
     Where zero is a convex combination of the gradients (the point is Pareto-stationary, which the paper excludes) there
-    is no solution: the result is zero, and heads keep the last weights. A task without a gradient is left out of the
-    bargain and keeps its last weight; it counts again in the next bargain that it has a gradient in. Combined once per
-    accumulation window at parameter level (so that ``update_weights_every`` counts optimizer steps), per micro-batch
-    at representation level.
+    is no solution: the result is zero, and heads keep the last weights (``1 / |g|`` of a task that has none so far). A
+    task without a gradient is left out of the bargain and keeps its last weight; it counts again in the next bargain
+    that it has a gradient in. A task that was in no bargain so far is not waited for: its first step is one. The only
+    task with a gradient has ``a = 1 / |g|``, as the equation says. Combined once per accumulation window at parameter
+    level (so that ``update_weights_every`` counts optimizer steps), per micro-batch at representation level.
 
     Args:
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
-        update_weights_every: Steps for which the weights of one bargain are used.
+        update_weights_every: Steps for which the weights of one bargain are used, counted from the first step.
         max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include
             the clipping.
 
@@ -59,32 +60,34 @@ class NashMTL(GramianAggregator):
         self._unclipped_T: Tensor | None = None
 
     def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
-        """Makes the weights of the last bargain, at first 1."""
+        """Makes the weights of the last bargain, 0 for a task that was in none so far."""
         if self.bargain_T is None:
-            self.bargain_T = torch.ones(num_tasks, dtype=torch.float64)
+            self.bargain_T = torch.zeros(num_tasks, dtype=torch.float64)
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,) after clipping, not negative."""
         del losses_T
         self.setup(len(gramian_TT))
         present_T = present_tasks(gramian_TT)
-        due = int(self.step) % self.update_weights_every == 0
-        self.step += int(present_T.any())
+        if len(present_T) == 1:
+            self._unclipped_T = present_T.to(gramian_TT)
+            return self._unclipped_T.clone()
         used_T = self.bargain_T.cpu().clone()
+        new_T = present_T & (used_T == 0)
+        due = int(self.step) % self.update_weights_every == 0 or bool(new_T.any())
+        self.step += int(present_T.any())
         stationary = False
-        if present_T.sum() == 1:
-            used_T[:] = 1.0
-        elif present_T.any() and due:
+        if present_T.any() and due:
             solved_P = _bargain(gramian_TT[present_T][:, present_T])
             stationary = solved_P is None
-            if not stationary:
+            if stationary:
+                used_T[new_T] = 1 / gramian_TT.diagonal()[new_T].sqrt()
+            else:
                 used_T[present_T] = solved_P
                 self.bargain_T.copy_(used_T)
         self._unclipped_T = torch.where(present_T, used_T, 0)
         if stationary:
             return torch.zeros_like(used_T)
-        if present_T.sum() == 1:
-            return self._unclipped_T.clone()
         return clip_to_norm(self._unclipped_T, gramian_TT, self.max_norm)
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:

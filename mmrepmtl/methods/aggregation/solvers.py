@@ -31,21 +31,27 @@ def present_tasks(gramian_TT: Tensor) -> Tensor:
 
 
 def on_present_tasks(
-    solve: Callable[[Tensor, Tensor], Tensor], gramian_TT: Tensor, losses_T: Tensor | None = None
+    solve: Callable[[Tensor, Tensor], Tensor],
+    gramian_TT: Tensor,
+    losses_T: Tensor | None = None,
+    solve_last: bool = False,
 ) -> Tensor:
     """Solves the problem of the tasks that have a gradient, as if there were no others.
 
     Args:
-        solve: Maps the Gramian (P, P) and the losses (P,) of at least two tasks to their weights (P,).
+        solve: Maps the Gramian (P, P) and the losses (P,) of the present tasks to their weights (P,).
         gramian_TT: Inner products of the gradients, (T, T).
         losses_T: Losses, (T,), where ``solve`` reads them.
+        solve_last: Whether ``solve`` is also asked for the only present one of several tasks, where its weight has a
+            unit.
 
     Returns:
-        Weights (T,): 0 for absent tasks; 1 for a task that is the only one, which needs no combination.
+        Weights (T,): 0 for absent tasks; 1 for a task that is the only one, which needs no combination (with
+        ``solve_last`` only where T = 1).
     """
     present_T = present_tasks(gramian_TT)
     weights_T = gramian_TT.new_zeros(len(gramian_TT))
-    if present_T.sum() == 1:
+    if present_T.sum() == 1 and not (solve_last and len(present_T) > 1):
         weights_T[present_T] = 1.0
     elif present_T.any():
         losses_P = None if losses_T is None else losses_T[present_T]

@@ -77,7 +77,9 @@ class TorchJD(GramianAggregator):
         if self.keeps_state and present_T.any():
             weights_T = torch.where(present_T, self._solve(gramian_TT), 0)
         else:
-            weights_T = on_present_tasks(lambda gramian_PP, _: self._solve(gramian_PP), gramian_TT)
+            # Where the scale matters, the last task's weight is that of the equation too.
+            solve = lambda gramian_PP, _: self._solve(gramian_PP)  # noqa: E731
+            weights_T = on_present_tasks(solve, gramian_TT, solve_last=not self.normalize)
         return weights_T * (int(present_T.sum()) if self.factor == 'tasks' else self.factor)
 
     def _solve(self, gramian_PP: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ class IGBv2(EpochWeighting):
 
     def close_step(self, means_T: Tensor, seen_T: Tensor) -> None:
         """Gives the agent the step and lets it learn when it is time."""
+        action_T, self.action_T = self.action_T, None
         if not seen_T.any():
             return
         now_T = torch.where(seen_T, means_T, self.latest_T)
@@ -130,7 +131,7 @@ class IGBv2(EpochWeighting):
             k = 1 + self.agent.fill
             for _ in range(max(1, int(self.update_every * k / 2))):
                 self.agent.update(int(self.BATCH_SIZE * k / 2))
-        self.latest_T, self.previous_T, self.action_T = now_T, _rescaled(self.action_T, seen_T.cpu()), None
+        self.latest_T, self.previous_T = now_T, _rescaled(action_T, seen_T.cpu())
         super().close_step(means_T, seen_T)
 
     def close_epoch(self, means_T: Tensor, seen_T: Tensor) -> None:
