@@ -49,7 +49,7 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'demo: {error}')
     except KeyboardInterrupt:
-        pass
+        pass  # Ctrl-C or kill: how a server is meant to end
 
 
 if __name__ == '__main__':

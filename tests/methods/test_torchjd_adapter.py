@@ -111,6 +111,18 @@ def test_tasks_far_apart(name, settings, ours, scale):
     assert (adapter(grads, ONES[:3])[0] - want).norm() < 1e-4 * want.norm()
 
 
+def test_the_last_task_left_has_the_weight_of_an_equation_with_a_scale():
+    """``|g|^2 w = w^(-1 / 2)``; a weighting without a scale, and a single task, are plain training."""
+    grads = rows(3) * torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)[:, None]
+    try:
+        fair = TorchJD('FairGradWeighting', dict(alpha=2.0, max_iters=100_000), normalize=False)
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert fair(grads, ONES[:3])[1][0] == pytest.approx(float(grads[0].norm()) ** (-4 / 3), rel=1e-4)
+    assert fair(grads[:1], ONES[:1])[1].tolist() == [1.0]
+    assert TorchJD('MGDAWeighting')(grads, ONES[:3])[1].tolist() == [1.0, 0.0, 0.0]
+
+
 #: (weighting, property) of every aggregator.
 PROPERTIES = [
     (name, test)

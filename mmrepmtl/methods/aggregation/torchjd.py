@@ -25,10 +25,11 @@ class TorchJD(GramianAggregator):
     paper's equation it is with ``normalize=False``. Its random numbers are drawn from a state of its own, equal on all
     ranks. Scale: torchjd's, a mean for some and a sum for others; see ``factor``. Heads are unweighted.
 
-    Tasks without a gradient are left out, and one that is the only one is not combined. A weighting that keeps state
-    from step to step (``GradVacWeighting``, ``PCDWeighting``) sees all tasks instead, an absent one as a gradient of
-    zero, since torchjd forgets its state where the number of tasks changes; that state is in ``state_dict()``. Combined
-    once per accumulation window at parameter level, per micro-batch at representation level.
+    Tasks without a gradient are left out, and one that is the only one is not combined (without ``normalize`` only
+    where T = 1). A weighting that keeps state from step to step (``GradVacWeighting``, ``PCDWeighting``) sees all tasks
+    instead, an absent one as a gradient of zero, since torchjd forgets its state where the number of tasks changes;
+    that state is in ``state_dict()``. Combined once per accumulation window at parameter level, per micro-batch at
+    representation level.
 
     Args:
         weighting: Class in ``torchjd.aggregation`` whose input is a Gramian. ``CRMOGMWeighting``, which wraps another
@@ -77,12 +78,12 @@ class TorchJD(GramianAggregator):
         if self.keeps_state and present_T.any():
             weights_T = torch.where(present_T, self._solve(gramian_TT), 0)
         else:
-            # Where the scale matters, the last task's weight is that of the equation too.
-            solve = lambda gramian_PP, _: self._solve(gramian_PP)  # noqa: E731
-            weights_T = on_present_tasks(solve, gramian_TT, solve_last=not self.normalize)
+            # Where the scale matters, that of the last task left is the weighting's business too.
+            weights_T = on_present_tasks(self._solve, gramian_TT, solve_last=not self.normalize)
         return weights_T * (int(present_T.sum()) if self.factor == 'tasks' else self.factor)
 
-    def _solve(self, gramian_PP: Tensor) -> Tensor:
+    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None = None) -> Tensor:
+        del losses_P
         return solve_with_torchjd(self.solver, gramian_PP, self.generator, self.normalize)
 
     def get_extra_state(self) -> Tensor:
