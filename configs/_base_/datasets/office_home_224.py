@@ -8,44 +8,24 @@ _pipeline = [
     dict(type='PackMultiTaskInputs'),
 ]
 
+_domain = dict(type='OfficeHomeDataset', split_dir=split_dir)
+_dataset = dict(type='MultiDomainDataset', data_root=data_root, pipeline=_pipeline)
+_loader = dict(batch_size=64, num_workers=4, persistent_workers=True)  # of each domain
+_test_loader = dict(sampler=dict(type='DefaultSampler', shuffle=False), **_loader)
+
 train_dataloader = dict(
-    batch_size=64,  # of each domain; 41 batches of the longest one are an epoch
-    num_workers=4,
-    persistent_workers=True,
     sampler=dict(type='EpochSampler', shuffle=True),
-    batch_sampler=dict(type='DomainBatchSampler', drop_last=True),
-    dataset=dict(
-        type='MultiDomainDataset',
-        data_root=data_root,
-        datasets={d: dict(type='OfficeHomeDataset', domain=d, split='train', split_dir=split_dir) for d in _domains},
-        pipeline=_pipeline,
-    ),
+    batch_sampler=dict(type='DomainBatchSampler', drop_last=True),  # 41 batches of the longest one are an epoch
+    dataset=dict(datasets={d: dict(domain=d, split='train', **_domain) for d in _domains}, **_dataset),
+    **_loader,
 )
 val_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='MultiDomainDataset',
-        data_root=data_root,
-        datasets={d: dict(type='OfficeHomeDataset', domain=d, split='val', split_dir=split_dir) for d in _domains},
-        pipeline=_pipeline,
-        test_mode=True,
-    ),
+    dataset=dict(datasets={d: dict(domain=d, split='val', **_domain) for d in _domains}, test_mode=True, **_dataset),
+    **_test_loader,
 )
 test_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='MultiDomainDataset',
-        data_root=data_root,
-        datasets={d: dict(type='OfficeHomeDataset', domain=d, split='test', split_dir=split_dir) for d in _domains},
-        pipeline=_pipeline,
-        test_mode=True,
-    ),
+    dataset=dict(datasets={d: dict(domain=d, split='test', **_domain) for d in _domains}, test_mode=True, **_dataset),
+    **_test_loader,
 )
 val_evaluator = [dict(type='ClassificationMetric', task=d) for d in _domains]
 test_evaluator = val_evaluator
