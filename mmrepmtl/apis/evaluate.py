@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.metrics_file import MetricsFileHook
+from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
     comparison_table,
     delta_m,

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmrepmtl.apis.config import test_data
-from mmrepmtl.engine.selection import LAST, SELECTIONS
+from mmrepmtl.engine.hooks.selection import LAST, SELECTIONS
 from mmrepmtl.evaluation import higher_is_better
 from mmrepmtl.registry import DATASETS
 

@@ -10,8 +10,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.metrics_file import NO_SELECTION
-from mmrepmtl.engine.selection import BEST_CHECKPOINT
+from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
+from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
 
 

@@ -1,6 +1,4 @@
-from .metrics_file import MetricsFileHook
+from .hooks import MetricsFileHook, ResumeHook, SelectionHook
 from .optim_wrapper import MultiTaskOptimWrapper
-from .selection import SelectionHook
-from .state import ResumeHook
 
 __all__ = ['MetricsFileHook', 'MultiTaskOptimWrapper', 'ResumeHook', 'SelectionHook']

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.state import random_state, set_random_state
+from mmrepmtl.engine.random_state import random_state, set_random_state
 from tests.engine.test_optim_wrapper import REP, run, wrap
 from tests.engine.toy import make_batch, make_model, max_difference
 

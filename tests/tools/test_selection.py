@@ -14,8 +14,8 @@ from mmrepmtl.apis import apply_selection, evaluate, load_config, train, train_s
 from mmrepmtl.apis import config as api
 from mmrepmtl.apis.selection import validates_on_test_set
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.metrics_file import MetricsFileHook
-from mmrepmtl.engine.selection import SelectionHook
+from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
+from mmrepmtl.engine.hooks.selection import SelectionHook
 from mmrepmtl.evaluation import delta_p_task, load_results
 
 ROOT = Path(__file__).resolve().parents[2]

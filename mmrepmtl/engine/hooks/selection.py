@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.metrics_file import MetricsFileHook
+from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import delta_p_task, higher_is_better
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 from mmrepmtl.registry import HOOKS

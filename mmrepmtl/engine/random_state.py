@@ -1,0 +1,29 @@
+"""The random states of this process, as plain data."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict:
+    """The states of Python's, NumPy's and torch's generators of this process, as plain data and tensors."""
+    name, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return dict(
+        python=[version, list(internal), gauss],
+        numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    )
+
+
+def set_random_state(state: dict) -> None:
+    """Restores :func:`random_state`."""
+    version, internal, gauss = state['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
