@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEMO := $(VENV)/.installed-demo
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: install install-demo quickstart demo test lint clean
+.PHONY: install install-demo install-docs quickstart demo docs test lint clean
 
 install: $(INSTALLED)
 
@@ -39,6 +40,18 @@ $(INSTALLED_DEMO): $(INSTALLED) requirements/demo.txt
 demo: install-demo
 	$(BIN)/python tools/demo.py
 
+install-docs: $(INSTALLED_DOCS)
+
+$(INSTALLED_DOCS): $(INSTALLED) requirements/docs.txt
+	$(PIP) install -c requirements/constraints.txt -r requirements/docs.txt
+	@touch $@
+
+# The site in docs/_build/html. A dead link, anchor or reference, and a docstring that cannot be rendered, are errors.
+docs: install-docs
+	rm -rf docs/api docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -46,5 +59,5 @@ lint: install
 	$(BIN)/python -m ruff check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis docs/api docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

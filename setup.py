@@ -49,6 +49,7 @@ setup(
         'demo': read_requirements('demo'),
         'deploy': read_requirements('deploy'),
         'tests': read_requirements('tests'),
+        'docs': read_requirements('docs'),
         'dev': read_requirements('dev'),
     },
     classifiers=[

@@ -106,7 +106,7 @@ def difference(
 
 
 def make_images(batch: int, size: Sequence[int]) -> Tensor:
-    """Different smooth colours with noise, (batch, 3, *size) in [0, 1], the same for the same arguments."""
+    """Different smooth colours with noise, ``(batch, 3, *size)`` in [0, 1], the same for the same arguments."""
     generator = torch.Generator().manual_seed(batch)
     colours = torch.rand(batch, 3, 4, 5, generator=generator)
     smooth = F.interpolate(colours, size=tuple(size), mode='bilinear')

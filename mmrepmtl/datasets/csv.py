@@ -40,6 +40,8 @@ class Row(NamedTuple):
 class MultiTaskCSVDataset(MultiTaskDataset):
     """Own data listed in a CSV file: a column for the images, the others are targets as the config declares them.
 
+    An example::
+
         dataset=dict(
             type='MultiTaskCSVDataset',
             data_root='data/cars',

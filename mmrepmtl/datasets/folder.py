@@ -59,6 +59,8 @@ class FileTree(FileSet):
 class MultiTaskFolderDataset(FolderArchiveDataset):
     """Own data with one folder per modality, declared in the config.
 
+    An example::
+
         dataset=dict(
             type='MultiTaskFolderDataset',
             data_root='data/rooms',

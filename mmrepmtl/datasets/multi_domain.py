@@ -12,7 +12,7 @@ class MultiDomainDataset(MultiTaskDataset):
     """Tasks that have samples of their own: one data set per task, one after the other.
 
     A sample carries the one target of its domain's data set, renamed to the task; for all other tasks it is unlabelled.
-    For training draw from it with :class:`DomainBatchSampler` and set ``encoder_forward`` of the model.
+    For training draw from it with :class:`DomainBatchSampler` and set ``encoder_forward`` of the model::
 
         dataset=dict(
             type='MultiDomainDataset',

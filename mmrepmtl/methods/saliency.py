@@ -49,8 +49,8 @@ def task_saliency(losses: Mapping[str, Tensor] | Sequence[Tensor], representatio
         slices: The rows of each task in ``representation``, where one tensor holds the batches of all tasks.
 
     Returns:
-        (T, B, C, *spatial), float32 (float64 for a float64 representation); a list of these for several levels. Tasks
-        with samples of their own are paired by position, on the length that all have.
+        ``(T, B, C, *spatial)``, float32 (float64 for a float64 representation); a list of these for several levels.
+        Tasks with samples of their own are paired by position, on the length that all have.
 
     Raises:
         ValueError: A loss that does not depend on the representation or a head that cannot be differentiated.
@@ -133,7 +133,7 @@ def differentiate(losses: Mapping[str, Tensor], sources: Mapping[str, list[Tenso
 
 def stack_levels(gradients: Mapping[str, list[Tensor]], layout: str = 'NCHW', num_prefix_tokens: int = 0,
                  slices: Mapping[str, slice] | None = None) -> list[Tensor]:
-    """Brings the gradients of all tasks into one (T, B, C, *spatial) tensor per level, in float32 or float64."""
+    """Brings the gradients of all tasks into one ``(T, B, C, *spatial)`` tensor per level, in float32 or float64."""
     levels = []
     for maps in zip(*gradients.values(), strict=True):
         parts = dict(zip(gradients, maps, strict=True))

@@ -23,8 +23,8 @@ def cross_entropy_terms(logits: Tensor, target: Tensor, ignore_index: int,
     """Cross-entropy summed over the labelled positions.
 
     Args:
-        logits: (B, K, *) unnormalised scores.
-        target: (B, *) int64 class ids; positions of ``ignore_index`` are left out.
+        logits: (B, K, ...) unnormalised scores.
+        target: (B, ...) int64 class ids; positions of ``ignore_index`` are left out.
         ignore_index: The void label.
         class_weight: (K,) factor per class, or None.
 
@@ -44,8 +44,8 @@ def binary_terms(logits: Tensor, target: Tensor, ignore_index: int,
     """Binary cross-entropy summed over the labelled positions, positives and negatives weighted by w and 1 - w.
 
     Args:
-        logits: (B, *) unnormalised scores of 1.
-        target: (B, *) int64, 0 or 1; positions of ``ignore_index`` are left out.
+        logits: (B, ...) unnormalised scores of 1.
+        target: (B, ...) int64, 0 or 1; positions of ``ignore_index`` are left out.
         ignore_index: The void label.
         positive_weight: w in (0, 1); ``'balanced'``: the share of negatives among each image's labelled positions, as
             in HED (Xie and Tu, ICCV 2015, eq. 2; public multi-task code takes the share of the batch, which depends on
@@ -94,8 +94,8 @@ def angular_terms(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """``1 - cos`` of the angle between two vector fields, summed over the valid positions.
 
     Args:
-        prediction: (B, 3, *), of any length.
-        target: (B, 3, *) unit vectors; the zero vector is invalid.
+        prediction: (B, 3, ...), of any length.
+        target: (B, 3, ...) unit vectors; the zero vector is invalid.
 
     Returns:
         The sum and the number of valid positions, both scalars.
@@ -112,7 +112,7 @@ def unit_vectors(vectors: Tensor, epsilon: float = 1e-8) -> Tensor:
     zero, and those of :func:`torch.nn.functional.normalize` are NaN in second order there.
 
     Args:
-        vectors: (B, C, *).
+        vectors: (B, C, ...).
     """
     squared = vectors.square().sum(dim=1, keepdim=True)
     usable = squared > epsilon**2
