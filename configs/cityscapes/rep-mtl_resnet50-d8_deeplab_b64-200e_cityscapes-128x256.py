@@ -14,4 +14,4 @@ model = dict(
         depth=dict(type='DepthHead', decoder=_decoder),
     ),
 )
-optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5), shared='encoder')
+optim_wrapper = dict(optimizer=_base_._optimizer, shared='encoder')

@@ -18,7 +18,7 @@ test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=5, val_interval=1)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=True, end=5, convert_to_iter_based=True)]
 optim_wrapper = dict(
-    optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-5),
+    optimizer=dict(_base_._optimizer, lr=1e-3),
     shared='encoder',
     regularizers=[dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9, shared_samples=False)],
 )

@@ -12,7 +12,7 @@ model = dict(encoder_forward='per_task', heads=dict(_delete_=True, gta5=_head, c
 train_cfg = dict(max_epochs=50, val_interval=5)
 param_scheduler = [dict(type='MultiStepLR', milestones=[25], gamma=0.5, by_epoch=True)]
 optim_wrapper = dict(
-    optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5),
+    optimizer=_base_._optimizer,
     shared='encoder',
     regularizers=[dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9, shared_samples=False)],
 )

@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/methods/rep-mtl.py',
     '../_base_/default_runtime.py',
 ]
-optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5), shared='encoder')
+optim_wrapper = dict(optimizer=_base_._optimizer, shared='encoder')

@@ -10,7 +10,7 @@ model = dict(
     heads={d: dict(type='ClassificationHead', num_classes=65) for d in ('Art', 'Clipart', 'Product', 'Real_World')},
 )
 optim_wrapper = dict(
-    optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5),
+    optimizer=_base_._optimizer,
     shared='neck',
     regularizers=[dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9, shared_samples=False)],
 )

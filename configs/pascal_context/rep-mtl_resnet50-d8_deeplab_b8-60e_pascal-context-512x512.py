@@ -9,4 +9,4 @@ _base_ = [
 ]
 train_cfg = dict(max_epochs=60, val_interval=20)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-6, by_epoch=True, end=60, convert_to_iter_based=True)]
-optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-4, weight_decay=1e-5), shared='encoder')
+optim_wrapper = dict(optimizer=_base_._optimizer, shared='encoder')

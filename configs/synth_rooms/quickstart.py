@@ -24,7 +24,7 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
 optim_wrapper = dict(
-    optimizer=dict(type='Adam', lr=2e-3, weight_decay=1e-5),
+    optimizer=dict(_base_._optimizer, lr=2e-3),
     shared='encoder',
     regularizers=[dict(type='RepMTL', lambda_tsr=0.02, lambda_csa=0.05, through='representation')],
 )

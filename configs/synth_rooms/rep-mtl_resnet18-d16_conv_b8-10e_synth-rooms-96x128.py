@@ -9,4 +9,4 @@ _base_ = [
 model = dict(heads=dict(semseg=dict(num_classes=11)))
 train_cfg = dict(max_epochs=10, val_interval=1)
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=True, end=10, convert_to_iter_based=True)]
-optim_wrapper = dict(optimizer=dict(type='Adam', lr=1e-3, weight_decay=1e-5), shared='encoder')
+optim_wrapper = dict(optimizer=dict(_base_._optimizer, lr=1e-3), shared='encoder')

@@ -1,33 +1,9 @@
 # NYUv2 reduced to 96 x 128 for a CPU, with augmentation.
-# There is no validation split: 'val' and 'test' are the same 654 images, so the last checkpoint is the one that counts.
-data_root = None  # a folder, or None: 'nyuv2' below the environment variable MMREPMTL_DATA
-_train_pipeline = [
-    dict(type='ResizeMultiTask', size=(96, 128)),
-    dict(type='RandomZoom'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackMultiTaskInputs'),
-]
-_test_pipeline = [dict(type='ResizeMultiTask', size=(96, 128)), dict(type='PackMultiTaskInputs')]
-
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='EpochSampler', shuffle=True),
-    dataset=dict(type='NYUv2Dataset', data_root=data_root, split='train', pipeline=_train_pipeline),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='NYUv2Dataset', data_root=data_root, split='val', pipeline=_test_pipeline, test_mode=True),
-)
+_base_ = ['./nyuv2_288x384.py']
+_resize = dict(type='ResizeMultiTask', size=(96, 128))
+_pack = dict(type='PackMultiTaskInputs')
+_train_pipeline = [_resize, dict(type='RandomZoom'), dict(type='RandomFlip', prob=0.5), _pack]
+_test_pipeline = [_resize, _pack]
+train_dataloader = dict(dataset=dict(pipeline=_train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=_test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = [
-    dict(type='SegmentationMetric', task='semseg'),
-    dict(type='DepthMetric', task='depth'),
-    dict(type='NormalMetric', task='normal'),
-]
-test_evaluator = val_evaluator

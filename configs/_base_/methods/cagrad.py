@@ -1,8 +1,3 @@
 # CAGrad, NeurIPS 2021: the largest worst-case improvement within a ball around the mean gradient.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='CAGrad'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='CAGrad'))

@@ -1,8 +1,3 @@
 # ConFIG, ICLR 2025: the direction of equal cosine to all task gradients.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='ConFIG'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='ConFIG'))

@@ -1,8 +1,3 @@
 # DualProj: the mean gradient, projected so that it conflicts with no gradient (GEM, NeurIPS 2017).
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='DualProj'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='DualProj'))

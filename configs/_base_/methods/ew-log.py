@@ -1,8 +1,3 @@
 # Equal weighting of log losses: what Rep-MTL adds its penalty to, and its fair yardstick.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform='log',
-    weighting=dict(type='EqualWeighting'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(loss_transform='log')

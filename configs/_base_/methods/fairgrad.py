@@ -1,8 +1,3 @@
 # FairGrad, ICML 2024: the alpha-fair combination of the gradients.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='FairGrad'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='FairGrad'))

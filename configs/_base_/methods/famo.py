@@ -1,8 +1,3 @@
 # FAMO, NeurIPS 2023: all losses fall at the same relative rate; one more forward pass per step.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='FAMO'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='FAMO'))

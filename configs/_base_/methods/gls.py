@@ -1,8 +1,3 @@
 # GLS, CVPR Workshops 2019: the geometric mean of the losses.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='GLS'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='GLS'))

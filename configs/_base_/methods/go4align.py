@@ -1,8 +1,3 @@
 # GO4Align, NeurIPS 2024: tasks with similar risk indicators share a weight.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='GO4Align'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='GO4Align'))

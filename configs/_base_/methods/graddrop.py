@@ -1,8 +1,3 @@
 # GradDrop, NeurIPS 2020: per feature position of Z the gradients of one sign, drawn by its share, are kept.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='GradDrop', level='representation'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='GradDrop', level='representation'))

@@ -1,8 +1,3 @@
 # GradVac, ICLR 2021: the cosine of each pair of gradients is raised to its moving average.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='GradVac'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='GradVac'))

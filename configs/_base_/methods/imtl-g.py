@@ -1,8 +1,3 @@
 # IMTL-G, ICLR 2021: equal projections onto all task gradients, at Z.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='IMTLG', level='representation'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='IMTLG', level='representation'))

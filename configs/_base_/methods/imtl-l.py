@@ -1,8 +1,3 @@
 # IMTL-L, ICLR 2021: learned scales make all scaled losses equal.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='IMTLL'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='IMTLL'))

@@ -1,8 +1,3 @@
 # MGDA, NeurIPS 2018: the shortest convex combination of the task gradients.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='MGDA'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='MGDA'))

@@ -1,8 +1,3 @@
 # PCGrad, NeurIPS 2020: conflicting gradients of the shared parameters are projected.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='PCGrad'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='PCGrad'))

@@ -1,8 +1,3 @@
 # Ablation of Rep-MTL: cross-task saliency alignment only.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform='log',
-    weighting=dict(type='EqualWeighting'),
-    aggregator=None,
-    regularizers=[dict(type='RepMTL', lambda_tsr=0.0, lambda_csa=0.9)],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(loss_transform='log', regularizers=[dict(type='RepMTL', lambda_tsr=0.0, lambda_csa=0.9)])

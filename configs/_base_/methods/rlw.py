@@ -1,8 +1,3 @@
 # RLW, TMLR 2022: random weights, drawn anew in each step.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='RLW'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='RLW'))

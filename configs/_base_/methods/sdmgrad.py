@@ -1,9 +1,3 @@
 # SDMGrad, NeurIPS 2023: direction-oriented MGDA. One step takes three batches: two for the weights, one for the step.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='SDMGrad'),
-    regularizers=[],
-    accumulative_counts=3,
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='SDMGrad'), accumulative_counts=3)

@@ -1,8 +1,3 @@
 # STCH, ICML 2024: a smooth maximum of the losses after a warm-up; a loop without epochs needs interval=STEPS.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='STCH'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='STCH'))

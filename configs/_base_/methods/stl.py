@@ -1,9 +1,3 @@
 # Single-task learning, the baseline of Delta p: tools/train.py trains each task alone and writes one results file.
+_base_ = './ew.py'
 single_task = True
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=None,
-    regularizers=[],
-)

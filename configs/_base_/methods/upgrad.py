@@ -1,8 +1,3 @@
 # UPGrad, arXiv 2406.16232: the mean of the gradients, each projected so that it conflicts with none.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='EqualWeighting'),
-    aggregator=dict(type='UPGrad'),
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(aggregator=dict(_delete_=True, type='UPGrad'))

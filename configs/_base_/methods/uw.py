@@ -1,8 +1,3 @@
 # UW, CVPR 2018: each loss divided by a learned variance.
-optim_wrapper = dict(
-    type='MultiTaskOptimWrapper',
-    loss_transform=None,
-    weighting=dict(type='UncertaintyWeighting'),
-    aggregator=None,
-    regularizers=[],
-)
+_base_ = './ew.py'
+optim_wrapper = dict(weighting=dict(type='UncertaintyWeighting'))
