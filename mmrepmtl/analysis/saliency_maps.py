@@ -4,7 +4,7 @@ Dimensions: T tasks, B samples, C channels, N = H x W positions of the shared re
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from mmrepmtl.methods.csa import as_positions
 from mmrepmtl.methods.rep_mtl import RepMTL
 from mmrepmtl.methods.saliency import task_saliency
 from mmrepmtl.methods.tsr import ownership
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KINDS, KindTable, MultiTaskDataSample
 
 
 class SaliencySettings(NamedTuple):
@@ -228,11 +228,27 @@ def mirrored_targets(
 
 def _mirrored(prediction: Tensor, kind: str) -> Tensor:
     """A prediction on a mirrored image as the target of the image."""
-    if kind == 'classification':
-        return prediction.argmax()
-    if kind == 'regression':
-        return prediction
-    flipped = prediction.flip(-1)
-    if kind == 'normals':  # of the axes (right, into the scene, up)
-        return flipped * flipped.new_tensor([-1, 1, 1])[:, None, None]
-    return (flipped > 0.5).long() if kind == 'binary' else flipped
+    facts = KINDS[kind]
+    if facts.dense:
+        prediction = prediction.flip(-1)
+    if facts.directions:
+        prediction = prediction * prediction.new_tensor([-1, 1, 1])[:, None, None]
+    return AS_TARGET[kind](prediction)
+
+
+def _as_it_is(prediction: Tensor) -> Tensor:
+    return prediction
+
+
+#: From a prediction to the target that it would be right for.
+AS_TARGET: KindTable[Callable[[Tensor], Tensor]] = KindTable(
+    'mmrepmtl.analysis.saliency_maps.AS_TARGET',
+    dict(
+        segmentation=_as_it_is,
+        binary=lambda prediction: (prediction > 0.5).long(),
+        depth=_as_it_is,
+        normals=_as_it_is,
+        classification=lambda prediction: prediction.argmax(),
+        regression=_as_it_is,
+    ),
+)

@@ -7,26 +7,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmrepmtl.models import heads as head_classes
 from mmrepmtl.registry import METRICS, MODELS
+from mmrepmtl.structures import KINDS
 
 Targets = Mapping[str, Mapping[str, Any]]
 """``metainfo['targets']``: {name: its declaration}."""
 
-HEAD_KINDS = {
-    head_classes.SegmentationHead: 'segmentation',
-    head_classes.BinaryHead: 'binary',
-    head_classes.DepthHead: 'depth',
-    head_classes.NormalHead: 'normals',
-    head_classes.ClassificationHead: 'classification',
-    head_classes.RegressionHead: 'regression',
-}
-# The number that a head or metric of a kind declares, and the list in the data set's declaration that it must fit.
-COUNTS = dict(
-    segmentation=('num_classes', 'classes'),
-    classification=('num_classes', 'classes'),
-    regression=('num_values', 'names'),
-)
 # What of a declaration the number and meaning of a network's outputs depend on.
 MEANING = ('kind', 'classes', 'names', 'inverse')
 
@@ -98,7 +84,7 @@ def _heads(cfg: Config) -> dict[str, Mapping] | None:
 
 def _kind_of(head: Mapping) -> tuple[str | None, type | None]:
     cls = head['type'] if isinstance(head.get('type'), type) else MODELS.get(head.get('type', ''))
-    return next((kind for known, kind in HEAD_KINDS.items() if cls and issubclass(cls, known)), None), cls
+    return getattr(cls, 'kind', None), cls
 
 
 def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str]:
@@ -118,11 +104,12 @@ def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str
                 f'head {task!r}: {cls.__name__} learns targets of kind {kind!r}, but {name!r} of the training data is '
                 f'of kind {targets[name]["kind"]!r}'
             )
-        elif kind in COUNTS:
-            option, key = COUNTS[kind]
-            default = inspect.signature(cls).parameters[option].default if option not in head else None
-            number, there = head.get(option, default), len(targets[name][key])
-            if number != there:
+        elif kind in KINDS and (option := KINDS[kind].count):
+            key = KINDS[kind].names
+            parameter = inspect.signature(cls).parameters.get(option)
+            number, there = head.get(option, getattr(parameter, 'default', None)), len(targets[name][key])
+            # A head of a user's own may find out the number in another way.
+            if number != there and (parameter or option in head):
                 yield f'head {task!r}: {option}={number}, but {name!r} of the training data has {there} {key}'
 
 

@@ -11,10 +11,11 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
 from mmrepmtl.apis.config_check import check_links, check_loader
-from mmrepmtl.apis.sample_facts import CLASS_KINDS, SampleFacts, TargetFacts, inspect_sample
+from mmrepmtl.apis.sample_facts import SampleFacts, TargetFacts, inspect_sample
 from mmrepmtl.datasets import MultiTaskDataset
-from mmrepmtl.datasets.converting import ProgressLines
+from mmrepmtl.datasets.conversion import ProgressLines
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.structures import KINDS
 
 SPLITS = ('train', 'val', 'test')
 # Depth beyond this is hardly in metres.
@@ -185,8 +186,8 @@ def describe(name: str, meta: Mapping[str, Any], facts: TargetFacts, samples: in
     """A few lines about one target of a data set."""
     kind = meta['kind']
     line = f'{name} ({kind}): {facts.samples} of {samples} samples labelled'
-    if facts.total and kind != 'classification':
-        unit = 'numbers' if kind == 'regression' else 'pixels'
+    if facts.total and KINDS[kind].array:
+        unit = 'pixels' if KINDS[kind].dense else 'numbers'
         line += f', {100 * (1 - facts.valid / facts.total):.2f} % of their {unit} void'
     if kind == 'depth' and facts.valid:
         line += f', {facts.low[0]:.4g} to {facts.high[0]:.4g} {"" if meta.get("inverse") else "m"}'.rstrip()
@@ -194,9 +195,9 @@ def describe(name: str, meta: Mapping[str, Any], facts: TargetFacts, samples: in
         # Plus 0, since -0 is a strange number to read.
         rows = zip(meta['names'], facts.low + 0, facts.high + 0, strict=True)
         line += '\n' + _wrapped([f'{number} {low:.4g} to {high:.4g}' for number, low, high in rows])
-    if kind in CLASS_KINDS and facts.valid:
+    if KINDS[kind].has_ids and facts.valid:
         shares = [f'{n} {100 * facts.counts[i] / facts.valid:.2f} %' for i, n in enumerate(_classes(meta))]
-        if kind == 'classification':
+        if not KINDS[kind].dense:
             shares = [f'{n} {facts.counts[i]}' for i, n in enumerate(_classes(meta))]
         line += '\n' + _wrapped(shares)
     return line
@@ -227,7 +228,7 @@ def _notes(split: str, declared: Mapping, targets: Mapping[str, TargetFacts], co
         yield f'{split}: {len(constant)} images are of one colour, the first is {constant[0]}'
     for name, facts in targets.items():
         meta = declared[name]
-        if meta['kind'] in CLASS_KINDS and facts.valid:
+        if KINDS[meta['kind']].has_ids and facts.valid:
             absent = [str(n) for number, n in enumerate(_classes(meta)) if not facts.counts[number]]
             if absent:
                 yield f'{split}: {len(absent)} classes of {name!r} do not occur: {", ".join(absent[:10])}'

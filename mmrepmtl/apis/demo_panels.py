@@ -8,7 +8,8 @@ import numpy as np
 
 from mmrepmtl.analysis.saliency_maps import SaliencyMaps
 from mmrepmtl.analysis.saliency_sheet import on_picture, overlay, owner_colours, task_colours
-from mmrepmtl.visualization.colours import DEPTH_COLOURS_K3, VOID
+from mmrepmtl.structures import KINDS, VOID
+from mmrepmtl.visualization.colours import DEPTH_COLOURS_K3
 from mmrepmtl.visualization.panels import fit, make_pair, palette_of
 
 #: Smaller pictures are magnified by a whole factor to at least this width, so that browsers do not blur their pixels.
@@ -70,7 +71,7 @@ def prediction_panel(prediction: np.ndarray, meta: Mapping[str, Any], size: tupl
         size: (H, W) of the panel.
     """
     kind = meta['kind']
-    if kind in ('classification', 'regression'):
+    if not KINDS[kind].dense:
         size = (max(round(size[0] * TEXT_WIDTH / size[1]), 80), TEXT_WIDTH)
     pair = make_pair(kind, None, prediction, meta, size)
     if kind == 'segmentation':
@@ -80,7 +81,7 @@ def prediction_panel(prediction: np.ndarray, meta: Mapping[str, Any], size: tupl
         unit, what = ('', 'inverse depth, in the unit of the data set') if meta.get('inverse') else (' m', 'metres')
         bar = _bar(DEPTH_COLOURS_K3, f'{low:.2f}{unit}', f'{high:.2f}{unit}')
         return Panel(pair.prediction, _legend(bar, f'{what}; the range is that of this picture'))
-    return Panel(pair.prediction, _legend(_TEXTS[kind]))
+    return Panel(pair.prediction, _legend(_TEXTS.get(kind, KINDS[kind].legend)))
 
 
 def saliency_panels(

@@ -8,30 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmrepmtl.models import MultiTaskDataPreprocessor, MultiTaskModel
-from mmrepmtl.models.heads import (
-    BinaryHead,
-    ClassificationHead,
-    DenseHead,
-    DepthHead,
-    NormalHead,
-    RegressionHead,
-    SegmentationHead,
-    TaskHead,
-)
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.models.heads import DenseHead, TaskHead
+from mmrepmtl.structures import KINDS, KindTable, MultiTaskDataSample
 
 #: Name of the graph's input.
 INPUT = 'images'
 
 _MAP = ('batch', 'channel', 'height', 'width')
-#: (head, kind of its target, what the output holds, its axes).
-_FORMS = (
-    (SegmentationHead, 'segmentation', 'class logits', ('batch', 'class', 'height', 'width')),
-    (BinaryHead, 'binary', 'probability of yes', _MAP),
-    (DepthHead, 'depth', 'depth', _MAP),
-    (NormalHead, 'normals', 'unit vectors, channels (right, into the scene, up)', _MAP),
-    (ClassificationHead, 'classification', 'class probabilities', ('batch', 'class')),
-    (RegressionHead, 'regression', 'values', ('batch', 'value')),
+#: (what the output holds, its axes).
+FORMS: KindTable[tuple[str, tuple[str, ...]]] = KindTable(
+    'mmrepmtl.apis.onnx_graph.FORMS',
+    dict(
+        segmentation=('class logits', ('batch', 'class', 'height', 'width')),
+        binary=('probability of yes', _MAP),
+        depth=('depth', _MAP),
+        normals=('unit vectors, channels (right, into the scene, up)', _MAP),
+        classification=('class probabilities', ('batch', 'class')),
+        regression=('values', ('batch', 'value')),
+    ),
 )
 
 
@@ -92,11 +86,11 @@ class OnnxGraph(nn.Module):
 
 def _finish(head: TaskHead, output: Tensor) -> Tensor:
     """From the raw output to the output of the graph."""
-    if isinstance(head, ClassificationHead):
+    if head.kind == 'classification':
         return output.softmax(dim=1)
-    if isinstance(head, BinaryHead):
+    if head.kind == 'binary':
         return head.prediction(output)[:, None]
-    if isinstance(head, SegmentationHead) or not isinstance(head, DenseHead):
+    if head.kind == 'segmentation' or not isinstance(head, DenseHead):
         return output
     return head.prediction(output)
 
@@ -122,13 +116,13 @@ def predict(model: MultiTaskModel, images: Tensor) -> dict[str, Prediction]:
     predictions = {}
     for task, output in model.raw_outputs(data['inputs']).items():
         head = model.heads[task]
-        if isinstance(head, SegmentationHead):
+        if head.kind == 'segmentation':
             predictions[task] = Prediction(output[..., :height, :width])
             continue
         value, weight = torch.stack(head.predict(output, data['data_samples'])), None
-        if isinstance(head, BinaryHead):
+        if head.kind == 'binary':
             value = value[:, None]
-        if isinstance(head, NormalHead):
+        if KINDS[head.kind].directions:
             # The direction of a vector near zero is made of rounding errors.
             length = output[..., :height, :width].norm(dim=1, keepdim=True)
             weight = (length / length.median().clamp(min=1e-12)).clamp(max=1)
@@ -142,10 +136,9 @@ def form_of(task: str, head: TaskHead) -> tuple[str, str, tuple[str, ...]]:
     Raises:
         ValueError: The head is of no known kind.
     """
-    for kind_of_head, kind, holds, axes in _FORMS:
-        if isinstance(head, kind_of_head):
-            return kind, holds, axes
-    known = ', '.join(form[0].__name__ for form in _FORMS)
+    if head.kind in FORMS:
+        return head.kind, *FORMS[head.kind]
+    known = ', '.join(KINDS[kind].head for kind in FORMS)
     raise ValueError(
         f'task {task!r}: what a {type(head).__name__} predicts is not known here; derive it from one of {known}'
     )

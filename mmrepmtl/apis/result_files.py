@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KindTable, MultiTaskDataSample
 from mmrepmtl.utils.files import whole_file
 from mmrepmtl.visualization import task_sheet, write_picture
 from mmrepmtl.visualization.panels import palette_of
@@ -66,7 +66,7 @@ class ResultWriter:
         told: dict[str, dict] = {}
         for task, prediction in result.predictions.items():
             meta = self.targets_meta[self.head_targets[task]]
-            file, told[task] = _WRITERS[meta['kind']](self.out_dir / task / result.name, prediction, meta)
+            file, told[task] = WRITERS[meta['kind']](self.out_dir / task / result.name, prediction, meta)
             told[task] = dict(kind=meta['kind'], **told[task])
             if file is not None:
                 files[task] = file
@@ -172,11 +172,15 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-_WRITERS: dict[str, Callable[..., tuple[Path | None, dict]]] = dict(
-    segmentation=_segmentation,
-    binary=_binary,
-    depth=_depth,
-    normals=_normals,
-    classification=_classification,
-    regression=_regression,
+#: From (path without its ending, prediction, declaration) to the file, if any, and what the JSON file says of it.
+WRITERS: KindTable[Callable[..., tuple[Path | None, dict]]] = KindTable(
+    'mmrepmtl.apis.result_files.WRITERS',
+    dict(
+        segmentation=_segmentation,
+        binary=_binary,
+        depth=_depth,
+        normals=_normals,
+        classification=_classification,
+        regression=_regression,
+    ),
 )

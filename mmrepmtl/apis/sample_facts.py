@@ -1,7 +1,7 @@
 """What a sample shows when it is looked at: its defects, and numbers to sum up over a data set."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,7 @@ import torch
 
 from mmrepmtl.datasets import MultiTaskDataset
 from mmrepmtl.datasets.base import isolated_rng
-from mmrepmtl.datasets.checks import VOID
-
-DENSE_KINDS = ('segmentation', 'binary', 'depth', 'normals')
-CLASS_KINDS = ('segmentation', 'binary', 'classification')
+from mmrepmtl.structures import KINDS, VOID, KindTable
 
 
 @dataclass
@@ -95,20 +92,49 @@ def _look_at_results(results: Mapping[str, Any], facts: SampleFacts) -> None:
 
 def look_at_target(value: Any, kind: str) -> TargetFacts:
     """The facts of one loaded target, in the format of ``MultiTaskDataset``."""
-    if kind == 'classification':
-        return TargetFacts(1, Counter([int(value)]), 1, 1)
-    if kind in ('segmentation', 'binary'):
-        labels, counts = np.unique(value, return_counts=True)
-        by_class = Counter({int(label): int(n) for label, n in zip(labels, counts, strict=True) if label != VOID})
-        return TargetFacts(1, by_class, by_class.total(), value.size)
-    if kind == 'regression':
-        valid = int(np.isfinite(value).sum())
-        return TargetFacts(1, Counter(), valid, value.size, value.astype(np.float64), value.astype(np.float64))
-    valid = value > 0 if kind == 'depth' else value.any(axis=-1)
+    return FACTS[kind](value)
+
+
+def _look_at_labels(value: np.ndarray) -> TargetFacts:
+    labels, counts = np.unique(value, return_counts=True)
+    by_class = Counter({int(label): int(n) for label, n in zip(labels, counts, strict=True) if label != VOID})
+    return TargetFacts(1, by_class, by_class.total(), value.size)
+
+
+def _look_at_depth(value: np.ndarray) -> TargetFacts:
+    valid = value > 0
     facts = TargetFacts(1, Counter(), int(valid.sum()), valid.size)
-    if kind == 'depth' and facts.valid:
+    if facts.valid:
         facts.low, facts.high = np.array([value[valid].min()]), np.array([value.max()])
     return facts
+
+
+def _look_at_normals(value: np.ndarray) -> TargetFacts:
+    valid = value.any(axis=-1)
+    return TargetFacts(1, Counter(), int(valid.sum()), valid.size)
+
+
+def _look_at_class(value: int) -> TargetFacts:
+    return TargetFacts(1, Counter([int(value)]), 1, 1)
+
+
+def _look_at_numbers(value: np.ndarray) -> TargetFacts:
+    valid = int(np.isfinite(value).sum())
+    return TargetFacts(1, Counter(), valid, value.size, value.astype(np.float64), value.astype(np.float64))
+
+
+#: From a loaded target to its facts.
+FACTS: KindTable[Callable[[Any], TargetFacts]] = KindTable(
+    'mmrepmtl.apis.sample_facts.FACTS',
+    dict(
+        segmentation=_look_at_labels,
+        binary=_look_at_labels,
+        depth=_look_at_depth,
+        normals=_look_at_normals,
+        classification=_look_at_class,
+        regression=_look_at_numbers,
+    ),
+)
 
 
 def _check_packed(data: Any, facts: SampleFacts, declared: Mapping[str, Mapping], training: bool) -> None:
@@ -122,10 +148,11 @@ def _check_packed(data: Any, facts: SampleFacts, declared: Mapping[str, Mapping]
     facts.fed = (int(inputs.shape[1]), int(inputs.shape[2]))
     for name, target in sample.targets.items():
         kind = declared.get(name, {}).get('kind')
-        if kind in DENSE_KINDS and training and tuple(target.shape[-2:]) != facts.fed:
+        if kind in KINDS and KINDS[kind].dense and training and tuple(target.shape[-2:]) != facts.fed:
             raise ValueError(
                 f'after the pipeline: target {name!r} has size {tuple(target.shape[-2:])}, its image {facts.fed}; '
                 'resize them together'
             )
-        if target.is_floating_point() and kind != 'regression' and not bool(torch.isfinite(target).all()):
+        nan_is_void = kind in KINDS and np.isnan(KINDS[kind].void or 0)
+        if target.is_floating_point() and not nan_is_void and not bool(torch.isfinite(target).all()):
             raise ValueError(f'after the pipeline: target {name!r} holds values that are not finite')

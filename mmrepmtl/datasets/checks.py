@@ -1,12 +1,12 @@
 """Checks of target declarations and of loaded samples: one clear error instead of a wrong number later."""
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-KINDS = ('segmentation', 'binary', 'depth', 'normals', 'classification', 'regression')
-VOID = 255
+from mmrepmtl.structures.kinds import VOID, KindTable, find_kind
+
 # JPEG or 8-bit storage is renormalised on loading; what is left is float32 rounding.
 UNIT_TOLERANCE = 1e-2
 
@@ -19,14 +19,11 @@ def check_targets(targets: Mapping[str, Mapping]) -> None:
             classes than ids below the void label 255; a regression without ``names``; a palette of another length.
     """
     for name, meta in targets.items():
-        kind = meta.get('kind')
-        if kind not in KINDS:
-            raise ValueError(f'target {name!r}: kind is {kind!r}, expected one of {", ".join(KINDS)}')
-        needs = {'segmentation': 'classes', 'classification': 'classes', 'regression': 'names'}.get(kind)
-        if needs and not meta.get(needs):
-            raise ValueError(f'target {name!r} of kind {kind!r} must declare its {needs!r}')
-        if kind == 'segmentation':
-            count = len(meta['classes'])
+        kind = find_kind(meta.get('kind'), f'target {name!r}')
+        if kind.names and not meta.get(kind.names):
+            raise ValueError(f'target {name!r} of kind {kind.name!r} must declare its {kind.names!r}')
+        if kind.dense and kind.has_ids and kind.names:
+            count = len(meta[kind.names])
             if count > VOID:
                 raise ValueError(f'target {name!r}: {count} classes, but label {VOID} is void, so at most {VOID}')
             if 'palette' in meta and len(meta['palette']) != count:
@@ -60,7 +57,7 @@ def check_target(name: str, value: Any, meta: Mapping, size: tuple[int, int], pa
     Raises:
         ValueError: Naming the file, the target, what was found and what was expected.
     """
-    _CHECKS[meta['kind']](f'{path}: target {name!r}', value, meta, size)
+    CHECKS[meta['kind']](f'{path}: target {name!r}', value, meta, size)
 
 
 def _expect_array(where: str, value: Any, dtype: Any, expected: str, shape_fits: Any) -> None:
@@ -120,11 +117,15 @@ def _check_regression(where: str, value: Any, meta: Mapping, size: tuple[int, in
         raise ValueError(f'{where}: found an infinite value, expected finite values, or NaN for invalid')
 
 
-_CHECKS = {
-    'segmentation': _check_segmentation,
-    'binary': _check_binary,
-    'depth': _check_depth,
-    'normals': _check_normals,
-    'classification': _check_classification,
-    'regression': _check_regression,
-}
+#: From (beginning of the message, loaded value, declaration, (H, W) of the image) to a ValueError or nothing.
+CHECKS: KindTable[Callable[[str, Any, Mapping, tuple[int, int]], None]] = KindTable(
+    'mmrepmtl.datasets.checks.CHECKS',
+    dict(
+        segmentation=_check_segmentation,
+        binary=_check_binary,
+        depth=_check_depth,
+        normals=_check_normals,
+        classification=_check_classification,
+        regression=_check_regression,
+    ),
+)

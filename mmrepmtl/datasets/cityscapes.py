@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from mmrepmtl.datasets import readers
-from mmrepmtl.datasets.checks import VOID
 from mmrepmtl.datasets.folder_archive import FileSet, FolderArchiveDataset
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.structures.kinds import VOID
 
 # The 19 classes that are evaluated, in the order of their trainIds: name, labelId, category, colour. From the label
 # table of Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.

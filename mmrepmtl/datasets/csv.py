@@ -1,7 +1,7 @@
 import csv
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +9,10 @@ import numpy as np
 
 from mmrepmtl.datasets.base import MultiTaskDataset
 from mmrepmtl.datasets.declared import (
-    DENSE_KINDS,
     ClassNames,
     check_labels,
     declare,
-    dense_reader,
+    file_reader,
     listed_classes,
     names_in_data,
     parse_number,
@@ -21,8 +20,7 @@ from mmrepmtl.datasets.declared import (
     refuse_own_classes,
 )
 from mmrepmtl.registry import DATASETS
-
-_PLACES = dict.fromkeys((*DENSE_KINDS, 'classification'), ('column',)) | dict(regression=('columns',))
+from mmrepmtl.structures.kinds import KINDS, KindTable
 
 
 class Row(NamedTuple):
@@ -92,7 +90,7 @@ class MultiTaskCSVDataset(MultiTaskDataset):
         metainfo: Mapping | None = None,
         **kwargs: Any,
     ) -> None:
-        check_labels('MultiTaskCSVDataset', labels, _PLACES)
+        check_labels('MultiTaskCSVDataset', labels, _places())
         self.image, self.split, self.split_column, self.delimiter = image, split, split_column, delimiter
         self.pattern = str(Path(data_root or '').expanduser() / Path(ann_file).expanduser())
         self.root = str(Path(data_root).expanduser() if data_root else Path(self._file()).parent)
@@ -127,7 +125,8 @@ class MultiTaskCSVDataset(MultiTaskDataset):
         image = paths.pop('image')
         gt: dict[str, Any] = {name: self._readers[name](path) for name, path in paths.items()}
         for name, value in data_info['values'].items():
-            gt[name] = np.array(value, np.float32) if self.labels[name]['kind'] == 'regression' else value
+            facts = KINDS[self.labels[name]['kind']]
+            gt[name] = np.array(value, facts.dtype) if facts.array else value
         return dict(img=read_image(image), img_path=image, gt=gt, gt_paths=paths)
 
     def _parse(self, row: Row) -> dict:
@@ -139,13 +138,10 @@ class MultiTaskCSVDataset(MultiTaskDataset):
             texts = [row.cells[column] for column in label['columns']]
             if not any(texts):
                 continue
-            if label['kind'] in DENSE_KINDS:
+            if KINDS[label['kind']].dense:
                 paths[name] = self._find(row, label['columns'][0])
-            elif label['kind'] == 'classification':
-                values[name] = self._readers[name].parse(texts[0], row.at(label['columns'][0]))
             else:
-                places = [row.at(column) for column in label['columns']]
-                values[name] = [parse_number(text, where) for text, where in zip(texts, places, strict=True)]
+                values[name] = self._readers[name](texts, [row.at(column) for column in label['columns']])
         return dict(paths=paths, values=values)
 
     def _find(self, row: Row, column: str) -> str:
@@ -159,14 +155,15 @@ class MultiTaskCSVDataset(MultiTaskDataset):
         label = dict(label)
         columns = label.pop('columns', None) or [label.pop('column', None) or name]
         label['columns'] = [columns] if isinstance(columns, str) else list(columns)
-        if label['kind'] == 'regression':
+        kind = KINDS[label['kind']]
+        if kind.names == 'names':
             label['names'] = list(label.get('names') or label['columns'])
             if len(label['names']) != len(label['columns']):
                 raise ValueError(
                     f'MultiTaskCSVDataset: label {name!r} has {len(label["names"])} names for '
                     f'{len(label["columns"])} columns'
                 )
-        if label['kind'] == 'classification' and label.get('classes') is None:
+        if kind.of_images and label.get('classes') is None:
             label['classes'] = self._classes_in_data(name, label['columns'][0], test_mode)
         elif 'classes' in label:
             label['classes'] = listed_classes('MultiTaskCSVDataset', name, label['classes'], self.root)
@@ -229,7 +226,35 @@ def _check_header(path: str, header: list[str], columns: Sequence[str]) -> None:
             raise ValueError(f'{path}, line 1: the column {column!r} is there {header.count(column)} times')
 
 
-def _make_reader(name: str, label: Mapping) -> Any:
-    if label['kind'] in DENSE_KINDS:
-        return dense_reader('MultiTaskCSVDataset', name, label)
-    return ClassNames(label['classes']) if label['kind'] == 'classification' else None
+def _places() -> dict[str, tuple[str]]:
+    """{kind: what says where its values are}; several columns make a vector of named numbers."""
+    return {name: ('columns',) if kind.names == 'names' else ('column',) for name, kind in KINDS.items()}
+
+
+class ParseClass:
+    """From a cell to the id of the class that it names."""
+
+    def __init__(self, label: Mapping) -> None:
+        self.classes = ClassNames(label['classes'])
+
+    def __call__(self, texts: Sequence[str], places: Sequence[str]) -> int:
+        return self.classes.parse(texts[0], places[0])
+
+
+def parse_numbers(texts: Sequence[str], places: Sequence[str]) -> list[float]:
+    """From the cells of a vector to its numbers."""
+    return [parse_number(text, where) for text, where in zip(texts, places, strict=True)]
+
+
+#: From a declaration to a function from (texts of the cells, where they stand, for errors) to a plain value.
+CELL_READERS: KindTable[Callable[[Mapping], Callable[[Sequence[str], Sequence[str]], Any]]] = KindTable(
+    'mmrepmtl.datasets.csv.CELL_READERS',
+    dict(classification=ParseClass, regression=lambda label: parse_numbers),
+    dense=False,
+)
+
+
+def _make_reader(name: str, label: Mapping) -> Callable[..., Any]:
+    if KINDS[label['kind']].dense:
+        return file_reader('MultiTaskCSVDataset', name, label)
+    return CELL_READERS[label['kind']](label)

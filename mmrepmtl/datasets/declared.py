@@ -4,7 +4,7 @@ Shared by ``MultiTaskFolderDataset`` and ``MultiTaskCSVDataset``.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,7 @@ import numpy as np
 
 from mmrepmtl.datasets import readers
 from mmrepmtl.datasets.base import check_target_names
-from mmrepmtl.datasets.checks import VOID
-
-# What a declaration may say beside its kind and where its values are; those of the second tuple it must say.
-OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    'segmentation': (('classes', 'palette', 'ids', 'void'), ('classes',)),
-    'binary': (('thin', 'ids', 'void'), ('ids',)),
-    'depth': (('scale', 'inverse'), ()),
-    'normals': ((), ()),
-    'classification': (('classes',), ()),
-    'regression': (('names',), ()),
-}
-DENSE_KINDS = ('segmentation', 'binary', 'depth', 'normals')
-# What the data set's ``metainfo`` tells of a target; the rest is about its files.
-_META = ('kind', 'classes', 'palette', 'thin', 'inverse', 'names')
-
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.npy')
-_MAP_ENDINGS = ('.png', '.npy', '.tif', '.tiff', '.bmp')
-ENDINGS = {
-    'segmentation': _MAP_ENDINGS,
-    'binary': _MAP_ENDINGS,
-    'depth': _MAP_ENDINGS,
-    'normals': IMAGE_ENDINGS,
-    'classification': ('.txt',),
-    'regression': ('.txt', '.npy'),
-}
+from mmrepmtl.structures.kinds import KINDS, VOID, KindTable
 
 _WHOLE_NUMBER = re.compile(r'\d+(\.0*)?')
 
@@ -62,68 +38,53 @@ def check_labels(owner: str, labels: Mapping[str, Mapping], places: Mapping[str,
         kind = label.get('kind')
         if kind not in places:
             raise ValueError(f'{owner}: label {name!r} has the kind {kind!r}, expected one of {", ".join(places)}')
-        known, needed = OPTIONS[kind]
-        allowed = ('kind', *known, *places[kind])
+        allowed = ('kind', *KINDS[kind].options, *places[kind])
         unknown = [key for key in label if key not in allowed]
         if unknown:
             raise ValueError(
                 f'{owner}: label {name!r} of kind {kind!r} has no option {unknown[0]!r}, only {", ".join(allowed)}'
             )
-        missing = [key for key in needed if label.get(key) is None]
+        missing = [key for key in KINDS[kind].required if label.get(key) is None]
         if missing:
             raise ValueError(f'{owner}: label {name!r} of kind {kind!r} must declare its {missing[0]!r}')
 
 
 def declare(label: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a declaration that goes into ``metainfo['targets']``."""
-    return {key: label[key] for key in _META if label.get(key) is not None}
+    return {key: label[key] for key in ('kind', *KINDS[label['kind']].meta) if label.get(key) is not None}
 
 
 def read_image(path: str) -> np.ndarray:
     """An RGB picture, or a .npy of floats in [0, 1], as (H, W, 3) float32 in [0, 1]."""
-    return readers.read_npy_image(path) if path.lower().endswith('.npy') else readers.read_picture_image(path)
+    return readers.read_npy_image(path) if _is_array(path) else readers.read_picture_image(path)
 
 
-class DenseReader:
-    """Reader of the files of a dense target: from a path to the array of ``MultiTaskDataset``'s table.
+class ReadLabels:
+    """Reader of the class ids of pixels, as (H, W) int64 with 255 void.
 
     Args:
-        label: Its declaration. ``ids``: the number that each class has in the files, 0 to K - 1 by default; ``void``:
+        label: The declaration. ``ids``: the number that each class has in the files, 0 to K - 1 by default; ``void``:
             the numbers that are no class, 255 by default (unless it is one of ``ids``). Any other number is an error.
-            ``scale``: how many of the files' units are one metre (or other unit of the target).
 
     Raises:
-        ValueError: If a number in ``ids`` or ``void`` is not from 0 to 255, or occurs twice; ``scale`` is not positive.
+        ValueError: If a number in ``ids`` or ``void`` is not from 0 to 255, or occurs twice.
     """
 
     def __init__(self, label: Mapping[str, Any]) -> None:
-        self.kind = label['kind']
-        self.scale = label.get('scale')
-        if self.scale is not None and not self.scale > 0:
-            raise ValueError(f'scale is {self.scale}, expected a positive number of stored units per unit')
-        if self.kind in ('segmentation', 'binary'):
-            count = 2 if self.kind == 'binary' else len(label['classes'])
-            self.ids = list(range(count)) if label.get('ids') is None else list(label['ids'])
-            self.void = [v for v in [VOID] if v not in self.ids] if label.get('void') is None else list(label['void'])
-            if len(self.ids) != count:
-                raise ValueError(f'{len(self.ids)} ids for {count} classes; give the number of each class in the files')
-            numbers = [*self.ids, *self.void]
-            if len(set(numbers)) < len(numbers) or any(number not in range(256) for number in numbers):
-                raise ValueError(f'ids {self.ids} and void {self.void} must be different numbers from 0 to 255')
-            self.lookup = np.full(256, -1, np.int64)
-            self.lookup[self.ids] = np.arange(count)
-            self.lookup[self.void] = VOID
+        count = len(label['classes']) if KINDS[label['kind']].names else 2
+        self.ids = list(range(count)) if label.get('ids') is None else list(label['ids'])
+        self.void = [v for v in [VOID] if v not in self.ids] if label.get('void') is None else list(label['void'])
+        if len(self.ids) != count:
+            raise ValueError(f'{len(self.ids)} ids for {count} classes; give the number of each class in the files')
+        numbers = [*self.ids, *self.void]
+        if len(set(numbers)) < len(numbers) or any(number not in range(256) for number in numbers):
+            raise ValueError(f'ids {self.ids} and void {self.void} must be different numbers from 0 to 255')
+        self.lookup = np.full(256, -1, np.int64)
+        self.lookup[self.ids] = np.arange(count)
+        self.lookup[self.void] = VOID
 
     def __call__(self, path: str) -> np.ndarray:
-        is_array = path.lower().endswith('.npy')
-        if self.kind == 'depth':
-            return self._read_depth(path, is_array)
-        if self.kind == 'normals':
-            return readers.read_npy_normal(path) if is_array else readers.read_picture_normal(path)
-        stored = readers.read_npy_label(path) if is_array else readers.read_picture_indices(path)
-        return self._classes_of(stored, path)
-
-    def _classes_of(self, stored: np.ndarray, path: str) -> np.ndarray:
+        stored = readers.read_npy_label(path) if _is_array(path) else readers.read_picture_indices(path)
         if stored.dtype == np.uint8:
             label = self.lookup[stored]
         else:
@@ -135,8 +96,24 @@ class DenseReader:
             )
         return label
 
-    def _read_depth(self, path: str, is_array: bool) -> np.ndarray:
-        if is_array:
+
+class ReadDepth:
+    """Reader of depth maps, as (H, W) float32 with 0 invalid.
+
+    Args:
+        label: The declaration. ``scale``: how many of the files' units are one metre (or other unit of the target).
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
+    """
+
+    def __init__(self, label: Mapping[str, Any]) -> None:
+        self.scale = label.get('scale')
+        if self.scale is not None and not self.scale > 0:
+            raise ValueError(f'scale is {self.scale}, expected a positive number of stored units per unit')
+
+    def __call__(self, path: str) -> np.ndarray:
+        if _is_array(path):
             stored = readers.read_npy(path, '(H, W) or (H, W, 1) depth')
         else:
             stored = readers.read_picture(path, cv2.IMREAD_UNCHANGED, np.uint16, 'a 16-bit grey picture of depth')
@@ -146,6 +123,11 @@ class DenseReader:
             )
         depth = np.divide(stored, self.scale or 1, dtype=np.float32)
         return depth[..., 0] if depth.ndim == 3 and depth.shape[2] == 1 else depth
+
+
+def read_normals(path: str) -> np.ndarray:
+    """A picture or array of normals as (H, W, 3) float32 of unit length, 0 0 0 invalid."""
+    return readers.read_npy_normal(path) if _is_array(path) else readers.read_picture_normal(path)
 
 
 class ClassNames:
@@ -221,12 +203,64 @@ def listed_classes(owner: str, name: str, classes: str | Sequence[str], root: st
     return names
 
 
-def dense_reader(owner: str, name: str, label: Mapping[str, Any]) -> DenseReader:
-    """The reader of a dense target; errors name the class and the label."""
+class ReadClass:
+    """Reader of a text file with the name or id of a class."""
+
+    def __init__(self, classes: ClassNames) -> None:
+        self.classes = classes
+
+    def __call__(self, path: str) -> int:
+        return self.classes.parse(read_text(path), path)
+
+
+class ReadNumbers:
+    """Reader of a text file or .npy with ``count`` numbers, as (count,) float32."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, path: str) -> np.ndarray:
+        if _is_array(path):
+            numbers = readers.read_npy(path, f'({self.count},) numbers').ravel()
+        else:
+            numbers = [parse_number(text, path) for text in re.split(r'[,;\s]+', read_text(path)) if text]
+        if len(numbers) != self.count:
+            raise ValueError(f'{path}: found {len(numbers)} numbers, expected {self.count}')
+        return np.asarray(numbers, np.float32)
+
+
+#: From a declaration to the reader of a file: a function from its path to the array of ``MultiTaskDataset``'s table.
+FILE_READERS: KindTable[Callable[[Mapping[str, Any]], Callable[[str], Any]]] = KindTable(
+    'mmrepmtl.datasets.declared.FILE_READERS',
+    dict(
+        segmentation=ReadLabels,
+        binary=ReadLabels,
+        depth=ReadDepth,
+        normals=lambda label: read_normals,
+        classification=lambda label: ReadClass(ClassNames(label.get('classes') or ())),
+        regression=lambda label: ReadNumbers(len(label['names'])),
+    ),
+)
+
+
+def file_reader(owner: str, name: str, label: Mapping[str, Any]) -> Callable[[str], Any]:
+    """The reader of a target's files; errors in the declaration name the class and the label."""
     try:
-        return DenseReader(label)
+        return FILE_READERS[label['kind']](label)
     except ValueError as error:
         raise ValueError(f'{owner}: label {name!r}: {error}') from error
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, without the white space around it.
+
+    Raises:
+        ValueError: If it is no text.
+    """
+    try:
+        return Path(path).read_text(encoding='utf-8-sig').strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: cannot be read as text ({error})') from error
 
 
 def refuse_own_classes(owner: str, target: str, advice: str) -> None:
@@ -251,6 +285,10 @@ def parse_number(text: str, where: str) -> float:
     if abs(value) > float(np.finfo(np.float32).max):
         raise ValueError(f'{where}: found {text!r}, expected a number that float32 can hold')
     return value
+
+
+def _is_array(path: str) -> bool:
+    return path.lower().endswith('.npy')
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,32 +1,25 @@
 import glob
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmrepmtl.datasets import readers
 from mmrepmtl.datasets.declared import (
-    DENSE_KINDS,
-    ENDINGS,
-    IMAGE_ENDINGS,
     ClassNames,
+    ReadClass,
     check_labels,
     declare,
-    dense_reader,
+    file_reader,
     listed_classes,
     names_in_data,
-    parse_number,
     read_image,
+    read_text,
     refuse_own_classes,
 )
 from mmrepmtl.datasets.folder_archive import FileSet, FolderArchiveDataset
 from mmrepmtl.registry import DATASETS
-
-_PLACES = {kind: ('folder', 'suffix') for kind in ENDINGS}
+from mmrepmtl.structures.kinds import IMAGE_ENDINGS, KINDS
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,9 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
         metainfo: Mapping | None = None,
         **kwargs: Any,
     ) -> None:
-        check_labels('MultiTaskFolderDataset', labels, _PLACES)
+        check_labels(
+            'MultiTaskFolderDataset', labels, {kind: ('folder', 'suffix') for kind in KINDS if KINDS[kind].endings}
+        )
         self.data_root = str(Path(data_root).expanduser())
         self.images, self.image_suffix = images, image_suffix
         self.split, self.split_file = split, split_file
@@ -168,11 +163,12 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
     def _complete(self, name: str, label: Mapping, test_mode: bool) -> dict:
         """The declaration with its folder and its classes."""
         label = dict(label)
-        if label['kind'] != 'classification' and not label.get('folder'):
+        kind = KINDS[label['kind']]
+        if not kind.of_images and not label.get('folder'):
             raise ValueError(f'MultiTaskFolderDataset: label {name!r} must declare its folder')
-        if label['kind'] == 'regression' and not label.get('names'):
+        if kind.names == 'names' and not label.get('names'):
             raise ValueError(f'MultiTaskFolderDataset: label {name!r} must declare the names of its numbers')
-        if label['kind'] == 'classification' and label.get('classes') is None:
+        if kind.of_images and label.get('classes') is None:
             label['classes'] = self._classes_in_data(name, label, test_mode)
         elif 'classes' in label:
             label['classes'] = listed_classes('MultiTaskFolderDataset', name, label['classes'], self.data_root)
@@ -186,19 +182,20 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
         texts = []
         for found in glob.glob(pattern):
             if label.get('folder'):
-                texts += [_read_text(str(path)) for path in self._files(name, label, Path(found)).paths().values()]
+                texts += [read_text(str(path)) for path in self._files(name, label, Path(found)).paths().values()]
             else:
                 images = self._image_files(found).paths().values()
                 texts += [ReadFolderName.name_of(path, Path(found)) for path in images]
         return names_in_data(texts, f'MultiTaskFolderDataset: label {name!r}, {pattern}')
 
     def _files(self, name: str, label: Mapping, folder: Path | None = None) -> FileTree:
-        kind = label['kind']
-        if kind == 'classification' and not label.get('folder'):
+        kind = KINDS[label['kind']]
+        if kind.of_images and not label.get('folder'):
             tree = self._image_files(self.images)
             return FileTree(tree.folder, tree.endings, ReadFolderName(ClassNames(label['classes'])))
-        endings = tuple(f'{label.get("suffix", "")}{ending}' for ending in ENDINGS[kind])
-        return FileTree(folder or self._folder(label['folder']), endings, _make_reader(name, label))
+        endings = tuple(f'{label.get("suffix", "")}{ending}' for ending in kind.endings)
+        reader = file_reader('MultiTaskFolderDataset', name, label)
+        return FileTree(folder or self._folder(label['folder']), endings, reader)
 
     def _image_files(self, folder: str) -> FileTree:
         endings = tuple(f'{self.image_suffix}{ending}' for ending in IMAGE_ENDINGS)
@@ -226,16 +223,6 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
             )
 
 
-class ReadClass:
-    """Reader of a text file with the name or id of a class."""
-
-    def __init__(self, classes: ClassNames) -> None:
-        self.classes = classes
-
-    def __call__(self, path: str) -> int:
-        return self.classes.parse(_read_text(path), path)
-
-
 class ReadFolderName(ReadClass):
     """From an image's path to the class that its folder is named after."""
 
@@ -248,37 +235,6 @@ class ReadFolderName(ReadClass):
 
     def __call__(self, path: str) -> int:
         return self.classes.parse(Path(path).parent.name, f'{path}: folder')
-
-
-class ReadNumbers:
-    """Reader of a text file or .npy with ``count`` numbers, as (count,) float32."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __call__(self, path: str) -> np.ndarray:
-        if path.lower().endswith('.npy'):
-            numbers = readers.read_npy(path, f'({self.count},) numbers').ravel()
-        else:
-            numbers = [parse_number(text, path) for text in re.split(r'[,;\s]+', _read_text(path)) if text]
-        if len(numbers) != self.count:
-            raise ValueError(f'{path}: found {len(numbers)} numbers, expected {self.count}')
-        return np.asarray(numbers, np.float32)
-
-
-def _make_reader(name: str, label: Mapping) -> Any:
-    if label['kind'] in DENSE_KINDS:
-        return dense_reader('MultiTaskFolderDataset', name, label)
-    if label['kind'] == 'classification':
-        return ReadClass(ClassNames(label.get('classes') or ()))
-    return ReadNumbers(len(label['names']))
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding='utf-8-sig').strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path}: cannot be read as text ({error})') from error
 
 
 def _without_ending(name: str) -> str:

@@ -3,9 +3,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrepmtl.datasets.checks import VOID
 from mmrepmtl.datasets.normals_from_depth import normals_from_depth
 from mmrepmtl.datasets.readers import read_mat, require
+from mmrepmtl.structures.kinds import VOID
 
 FILE = 'nyu_depth_v2_labeled.mat'
 NUM_LABELS, NUM_CLASSES_40, NUM_CLASSES_13 = 894, 40, 13

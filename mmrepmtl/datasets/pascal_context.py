@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from mmrepmtl.datasets import readers
-from mmrepmtl.datasets.checks import VOID
 from mmrepmtl.datasets.folder_archive import FileSet, FolderArchiveDataset
 from mmrepmtl.datasets.transforms.functional import renormalise, sample_nearest
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.structures.kinds import VOID
 from mmrepmtl.utils.morphology import thin
 
 # 'val' is what all public results are measured on; there is no other test set.

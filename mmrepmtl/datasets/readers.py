@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mmrepmtl.datasets.checks import VOID
 from mmrepmtl.datasets.transforms.functional import renormalise
+from mmrepmtl.structures.kinds import VOID
 
 DATA_ENV = 'MMREPMTL_DATA'
 

@@ -1,8 +1,7 @@
 from torch import Tensor
 
 from mmrepmtl.evaluation.streaming import StreamingMetric, check_same_shape
-
-VOID = 255
+from mmrepmtl.structures.kinds import VOID
 
 
 class BinaryMetric(StreamingMetric):

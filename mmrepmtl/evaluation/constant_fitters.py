@@ -8,6 +8,7 @@ from torch import Tensor
 from mmrepmtl.evaluation.constant_normal import SCORES, best_direction
 from mmrepmtl.evaluation.histograms import PositiveHistogram, SphereHistogram, weighted_median
 from mmrepmtl.evaluation.streaming import StreamingMetric
+from mmrepmtl.structures.kinds import KindTable
 
 Constant = int | float | list[float]
 
@@ -171,11 +172,14 @@ class RegressionConstants(ConstantFitter):
         return torch.tensor(constant, dtype=torch.float64)
 
 
-FITTERS: dict[str, type[ConstantFitter]] = {
-    'segmentation': SegmentationConstants,
-    'binary': BinaryConstants,
-    'depth': DepthConstants,
-    'normals': NormalConstants,
-    'classification': ClassificationConstants,
-    'regression': RegressionConstants
-}
+FITTERS: KindTable[type[ConstantFitter]] = KindTable(
+    'mmrepmtl.evaluation.constant_fitters.FITTERS',
+    dict(
+        segmentation=SegmentationConstants,
+        binary=BinaryConstants,
+        depth=DepthConstants,
+        normals=NormalConstants,
+        classification=ClassificationConstants,
+        regression=RegressionConstants,
+    ),
+)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from mmrepmtl.evaluation.streaming import StreamingMetric, Totals, check_same_shape
 from mmrepmtl.registry import METRICS
-
-VOID = 255
+from mmrepmtl.structures.kinds import VOID
 
 
 @METRICS.register_module()

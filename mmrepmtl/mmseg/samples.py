@@ -7,22 +7,15 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from mmrepmtl.models.heads import BinaryHead, DenseHead, DepthHead, NormalHead, SegmentationHead
-from mmrepmtl.models.heads.segmentation import VOID
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.models.heads import DenseHead
+from mmrepmtl.structures import KINDS, KindTable, MultiTaskDataSample
 
-#: {head: (kind of its values, name of the first such task's field in a SegDataSample)}.
-KINDS: dict[type[DenseHead], tuple[str, str | None]] = {
-    SegmentationHead: ('segmentation', 'sem_seg'),
-    DepthHead: ('depth', 'depth_map'),
-    NormalHead: ('normals', 'normal_map'),
-    BinaryHead: ('binary', None),
-}
-
-
-def kind_of(head: DenseHead) -> str:
-    """The kind of a head's values: 'segmentation', 'depth', 'normals' or 'binary'."""
-    return next(kind for base, (kind, _) in KINDS.items() if isinstance(head, base))
+#: Name of the field of the first task of a kind in a SegDataSample; None: that of the task. In the order of drawing.
+FIELDS: KindTable[str | None] = KindTable(
+    'mmrepmtl.mmseg.samples.FIELDS',
+    dict(segmentation='sem_seg', depth='depth_map', normals='normal_map', binary=None),
+    dense=True,
+)
 
 
 def fields_of(heads: Mapping[str, DenseHead]) -> dict[str, str]:
@@ -31,16 +24,16 @@ def fields_of(heads: Mapping[str, DenseHead]) -> dict[str, str]:
     The first task of a kind has mmseg's name, ``sem_seg`` or ``depth_map`` (and ``normal_map``), others their own.
 
     Raises:
-        ValueError: A head is none of ``KINDS``, whose values a SegDataSample could hold.
+        ValueError: A head is of a kind that is not in ``FIELDS``, so that a SegDataSample could not hold its values.
     """
     fields: dict[str, str] = {}
     for task, head in heads.items():
-        field = next((name or task for base, (_, name) in KINDS.items() if isinstance(head, base)), None)
-        if field is None:
+        if head.kind not in FIELDS:
             raise ValueError(
                 f'MultiTaskSegmentor: task {task!r} ({type(head).__name__}) has no map that mmseg could show; leave it '
                 'to MultiTaskModel'
             )
+        field = FIELDS[head.kind] or task
         fields[task] = task if field in fields.values() else field
     return fields
 
@@ -60,10 +53,9 @@ def to_multi_task(
         if truth is None:
             continue
         target = truth.data[..., :height, :width]
-        void = 0.0 if target.is_floating_point() else VOID
-        target = F.pad(target, (0, size[1] - target.shape[-1], 0, size[0] - target.shape[-2]), value=void)
-        channels = kind_of(heads[task]) in ('depth', 'normals')
-        converted.set_target(heads[task].target, target if channels else target[0])
+        kind = KINDS[heads[task].kind]
+        target = F.pad(target, (0, size[1] - target.shape[-1], 0, size[0] - target.shape[-2]), value=kind.void)
+        converted.set_target(heads[task].target, target if len(kind.tensor) == 3 else target[0])
     return converted
 
 
@@ -73,7 +65,7 @@ def mirror(maps: Tensor, direction: str, kind: str) -> Tensor:
     Args:
         maps: Raw outputs or predictions.
         direction: ``'horizontal'`` or ``'vertical'``, as mmcv's RandomFlip writes it.
-        kind: See :func:`kind_of`.
+        kind: That of the target.
 
     Raises:
         ValueError: Another direction.
@@ -82,7 +74,7 @@ def mirror(maps: Tensor, direction: str, kind: str) -> Tensor:
         raise ValueError(f"MultiTaskSegmentor: flip_direction={direction!r}; it can undo 'horizontal' and 'vertical'")
     axis, component = (3, 0) if direction == 'horizontal' else (2, 2)
     maps = maps.flip(dims=(axis,))
-    if kind == 'normals':
+    if KINDS[kind].directions:
         maps[:, component] = -maps[:, component]
     return maps
 

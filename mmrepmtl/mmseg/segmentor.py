@@ -15,7 +15,7 @@ from mmrepmtl.models.heads.dense import resize
 from mmrepmtl.registry import MODELS
 from mmrepmtl.visualization import default_palette
 
-from .samples import as_pixel_data, fields_of, kind_of, mirror, to_multi_task
+from .samples import as_pixel_data, fields_of, mirror, to_multi_task
 
 
 # In mmengine's own registry: configs whose default scope is mmseg find it by its plain name.
@@ -143,7 +143,7 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
         parts = dict(zip(self.heads, outputs.split(list(self._channels.values()), dim=1), strict=True))
         for row, sample in enumerate(data_samples):
             for task, head in self.heads.items():
-                kind = kind_of(head)
+                kind = head.kind
                 maps = _as_in_file(parts[task][row : row + 1], sample.metainfo, kind)
                 prediction = as_pixel_data(head.prediction(maps)[0], kind)
                 sample.set_data({f'pred_{self.fields[task]}': prediction})

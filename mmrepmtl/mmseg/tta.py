@@ -6,8 +6,9 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.structures import SegDataSample
 
 from mmrepmtl.models.losses import unit_vectors
+from mmrepmtl.structures import KINDS
 
-from .samples import as_pixel_data, kind_of
+from .samples import as_pixel_data
 
 
 @MMENGINE_MODELS.register_module()
@@ -29,14 +30,14 @@ class MultiTaskTTAModel(SegTTAModel):
     def _merge(self, copies: Sequence[SegDataSample]) -> SegDataSample:
         merged = copies[0].new()
         for task, field in self.module.fields.items():
-            kind = kind_of(self.module.heads[task])
+            kind = self.module.heads[task].kind
             if task == self.module.segmentation:
                 probability = torch.stack([sample.seg_logits.data.softmax(dim=0) for sample in copies]).mean(dim=0)
                 merged.set_data(dict(seg_logits=as_pixel_data(probability.log(), 'logits')))
                 mean = probability.argmax(dim=0)
             else:
                 mean = torch.stack([sample.get(f'pred_{field}').data for sample in copies]).float().mean(dim=0)
-                if kind == 'normals':
+                if KINDS[kind].directions:
                     mean = unit_vectors(mean[None])[0]
             merged.set_data({f'pred_{field}': as_pixel_data(mean, kind)})
         return merged

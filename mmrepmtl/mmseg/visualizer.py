@@ -9,10 +9,13 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
+from mmrepmtl.structures import KINDS
 from mmrepmtl.visualization.panels import make_pair, unlabelled_panel
 
+from .samples import FIELDS
+
 #: Kinds of what pipelines load, by mmseg's and our field names; predictions carry theirs.
-_KINDS = dict(sem_seg='segmentation', depth_map='depth', normal_map='normals')
+_KINDS = {field: kind for kind, field in FIELDS.items() if field}
 
 
 @VISUALIZERS.register_module()
@@ -88,10 +91,10 @@ def _rows(sample: SegDataSample, draw_gt: bool, draw_pred: bool) -> dict[str, di
             kind = value.metainfo.get('kind', rows.get(field, {}).get('kind', _KINDS.get(field)))
             if kind is not None:
                 rows.setdefault(field, dict(kind=kind, gt=None, pred=None))[side] = value
-    order = ('segmentation', 'depth', 'normals', 'binary')  # a data sample has none
+    order = list(FIELDS)  # a data sample has none
     return dict(sorted(rows.items(), key=lambda item: (order.index(item[1]['kind']), item[0])))
 
 
 def _array(value: PixelData, kind: str) -> np.ndarray:
     data = torch.as_tensor(value.data).detach().cpu().float().numpy()
-    return data[0] if kind == 'binary' else data
+    return data[0] if len(KINDS[kind].tensor) == 2 else data

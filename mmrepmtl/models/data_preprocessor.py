@@ -8,10 +8,9 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 
 from mmrepmtl.registry import MODELS
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import VOID, MultiTaskDataSample
 
-#: Padding of dense targets by dtype: class ids are void, metres and unit vectors invalid.
-_VOID_CLASS = 255
+#: Padding of dense floating-point targets: metres and unit vectors are invalid there. Class ids are void.
 _INVALID = 0
 
 
@@ -101,7 +100,7 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
             if tuple(target.shape[-2:]) != shape:
                 raise ValueError(f'Target {name!r} of {sample.get("img_path", "a sample")} has size '
                                  f'{tuple(target.shape[-2:])}, its image {shape}; both are padded, so they must agree')
-            default = _INVALID if target.is_floating_point() else _VOID_CLASS
+            default = _INVALID if target.is_floating_point() else VOID
             sample.set_target(name, _pad(target, size, self.target_padding.get(name, default)))
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-#: The label of segmentation targets that is no class.
-VOID = 255
+from mmrepmtl.structures.kinds import VOID
 
 #: Void labels, invalid depth and invalid normals.
 INVALID_COLOUR = (0, 0, 0)

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KINDS, VOID, MultiTaskDataSample
 from mmrepmtl.utils.files import whole_file
 
-from .colours import DEPTH_COLOURS_K3, INVALID_COLOUR, VOID
+from .colours import DEPTH_COLOURS_K3, INVALID_COLOUR
 from .panels import FAINT, INK, Pair, fit, font, make_pair, palette_of, shorten
 
 #: Narrower images are magnified by a whole factor to at least MIN_WIDTH pixels, wider ones shrunk to MAX_WIDTH.
@@ -68,7 +68,7 @@ def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTa
     rows = [_make_row(picture, sample, metas, head_targets, width)
             for picture, (_, sample) in zip(pictures, shown, strict=True)]
 
-    scale_height = SCALE_HEIGHT if any(meta['kind'] == 'depth' for meta in metas.values()) else 0
+    scale_height = SCALE_HEIGHT if any(KINDS[meta['kind']].ranged for meta in metas.values()) else 0
     total_width = 2 * MARGIN + width + len(metas) * (GROUP_GAP + 2 * width + PAIR_GAP)
     legend = _legend(head_targets, targets_meta, [sample for _, sample in shown], total_width - 2 * MARGIN)
     body = sum(row.image.shape[0] + scale_height + ROW_GAP for row in rows)
@@ -225,21 +225,18 @@ def _legend(head_targets, targets_meta, samples, width: int) -> list[list[Entry]
     """The legend's lines: what the colours of each target mean."""
     lines = []
     for target in dict.fromkeys(head_targets.values()):
-        meta = targets_meta[target]
-        if meta['kind'] == 'segmentation':
+        meta, kind = targets_meta[target], KINDS[targets_meta[target]['kind']]
+        if kind.dense and kind.names == 'classes':
             entries = [(tuple(colour), str(name))
                        for colour, name in zip(palette_of(meta), meta['classes'], strict=True)]
             if any(target in sample.targets and bool((sample.targets[target] == VOID).any()) for sample in samples):
                 entries.append((INVALID_COLOUR, 'void'))
             lines += wrap_legend(target, entries, width)
-        elif meta['kind'] == 'binary':
-            lines.append([Entry(0, None, f'{target}:  white is yes, black no, grey a probability, dark red void')])
-        elif meta['kind'] == 'normals':
-            lines.append([Entry(0, None, f'{target}:  red faces right, green up, blue the camera')])
-        elif meta['kind'] == 'depth':
-            quantity = 'inverse depth, 1/m' if meta.get('inverse') else 'depth in metres'
-            lines.append([Entry(0, None, f'{target}:  {quantity}; the range is that of the truth in each row, of the '
-                                 'prediction where there is no truth')])
+        elif kind.legend:
+            text = 'inverse depth, 1/m' if meta.get('inverse') else kind.legend
+            if kind.ranged:
+                text += '; the range is that of the truth in each row, of the prediction where there is no truth'
+            lines.append([Entry(0, None, f'{target}:  {text}')])
     return lines
 
 

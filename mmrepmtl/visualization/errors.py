@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .colours import INVALID_COLOUR, VOID
+from mmrepmtl.structures.kinds import VOID, KindTable
+
+from .colours import INVALID_COLOUR
 from .panels import fit, text_panel
 
 #: From pale (no error) to dark red; the black of invalid pixels is none of them.
@@ -44,7 +46,7 @@ def make_error(
         meta: The declaration of the target.
         size: (h, w) of the panel.
     """
-    return _MAKERS[kind](truth, prediction, meta, size)
+    return ERRORS[kind](truth, prediction, meta, size)
 
 
 def angle_map(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,11 +116,15 @@ def _mean(text: str, error: np.ndarray, valid: np.ndarray) -> str:
     return text.format(error[valid].mean()) if valid.any() else 'no valid pixel'
 
 
-_MAKERS: dict[str, Callable[..., ErrorPanel]] = dict(
-    segmentation=_segmentation,
-    binary=_binary,
-    depth=_depth,
-    normals=_normals,
-    classification=_classification,
-    regression=_regression,
+#: From (truth, prediction, declaration, (h, w) of the panel) to the panel.
+ERRORS: KindTable[Callable[..., ErrorPanel]] = KindTable(
+    'mmrepmtl.visualization.errors.ERRORS',
+    dict(
+        segmentation=_segmentation,
+        binary=_binary,
+        depth=_depth,
+        normals=_normals,
+        classification=_classification,
+        regression=_regression,
+    ),
 )

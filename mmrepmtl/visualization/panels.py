@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mmrepmtl.structures.kinds import KindTable
+
 from .colours import colour_binary, colour_depth, colour_normals, colour_segmentation, default_palette, depth_range
 
 INK = (45, 45, 45)
@@ -29,7 +31,7 @@ class Pair:
 def make_pair(kind: str, truth: np.ndarray | None, prediction: np.ndarray, meta: Mapping[str, Any],
               size: tuple[int, int]) -> Pair:
     """Draws the truth (None: unlabelled) and the prediction of a target of this kind on panels of ``size`` = (h, w)."""
-    return _MAKERS[kind](truth, prediction, meta, size)
+    return PAIRS[kind](truth, prediction, meta, size)
 
 
 def palette_of(meta: Mapping[str, Any]) -> list[list[int]]:
@@ -146,6 +148,7 @@ def _pair(truth, prediction, size: tuple[int, int], paint_truth: Callable, paint
     return Pair(unlabelled_panel(size) if truth is None else paint_truth(truth), paint_prediction(prediction))
 
 
-_MAKERS: dict[str, Callable[..., Pair]] = dict(
+#: From (truth or None, prediction, declaration, (h, w) of the panels) to the pair.
+PAIRS: KindTable[Callable[..., Pair]] = KindTable('mmrepmtl.visualization.panels.PAIRS', dict(
     segmentation=_segmentation, binary=_binary, depth=_depth, normals=_normals, classification=_classification,
-    regression=_regression)
+    regression=_regression))

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KINDS, MultiTaskDataSample
 
 from .colours import DEPTH_COLOURS_K3, INVALID_COLOUR, colour_normals
 from .draw import (
@@ -121,7 +121,7 @@ def _task_block(task: str, target: str, sample: MultiTaskDataSample, meta, size,
         ]
     width = len(panels) * (size[1] + _GAP) - _GAP
     name = task if task == target else f'{task} ({target})'
-    return _Block(name, panels, _legend(target, meta, width, compared), meta['kind'] == 'normals')
+    return _Block(name, panels, _legend(target, meta, width, compared), KINDS[meta['kind']].directions)
 
 
 def _scale(scale: tuple[float, float, str] | None, meta: Mapping[str, Any]) -> tuple[float, float, str] | None:
@@ -130,16 +130,16 @@ def _scale(scale: tuple[float, float, str] | None, meta: Mapping[str, Any]) -> t
 
 
 def _legend(target: str, meta: Mapping[str, Any], width: int, compared: bool) -> list[list[Entry]]:
-    kind = meta['kind']
-    if kind == 'segmentation':
+    kind = KINDS[meta['kind']]
+    if kind.dense and kind.names == 'classes':
         entries = [(tuple(colour), str(name)) for colour, name in zip(palette_of(meta), meta['classes'], strict=True)]
         marks = [(RIGHT_COLOUR, 'right'), (WRONG_COLOUR, 'wrong'), (INVALID_COLOUR, 'void')] if compared else []
         return wrap_legend(target, entries, width) + (wrap_legend('error', marks, width) if marks else [])
     text = {
         'binary': 'white yes, black no, grey probability',
         'depth': 'inverse depth, unit of the data set' if meta.get('inverse') else 'depth in metres',
-    }.get(kind)
-    return [] if text is None else [[Entry(0, None, text)]]
+    }.get(kind.name, '' if kind.directions else kind.legend)
+    return [[Entry(0, None, text)]] if text else []
 
 
 def _lines(first: _Block, blocks: list[_Block]) -> list[list[tuple[int, _Block]]]:

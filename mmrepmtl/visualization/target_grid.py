@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KINDS, VOID, MultiTaskDataSample
 
-from .colours import INVALID_COLOUR, VOID
+from .colours import INVALID_COLOUR
 from .draw import (
     LEGEND_LINE,
     MARGIN,
@@ -70,7 +70,7 @@ def target_grid(
     names = names or [str(sample.get('img_path', '')) for sample in samples]
     total = 2 * MARGIN + (1 + len(targets_meta)) * (width + _GAP) - _GAP
     legend = _legend(targets_meta, samples, total - 2 * MARGIN)
-    scale = SCALE_HEIGHT if any(meta['kind'] == 'depth' for meta in targets_meta.values()) else 0
+    scale = SCALE_HEIGHT if any(KINDS[meta['kind']].ranged for meta in targets_meta.values()) else 0
     body = sum(_NAME + row[0].picture.shape[0] + scale + ROW_GAP for row in rows)
     canvas = Image.new('RGB', (total, 2 * MARGIN + _CAPTIONS + body + LEGEND_LINE * len(legend)), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -104,7 +104,8 @@ def _make_row(picture: np.ndarray, sample: MultiTaskDataSample, targets_meta, wi
 
 def _draw(target: np.ndarray, meta: Mapping[str, Any], size: tuple[int, int]) -> _Panel:
     # Pairs are drawn for truth and prediction; the latter's half is not used.
-    other = np.zeros(len(meta['classes'])) if meta['kind'] == 'classification' else target
+    kind = KINDS[meta['kind']]
+    other = np.zeros(len(meta['classes'])) if kind.has_ids and not kind.dense else target
     pair = make_pair(meta['kind'], target, other, meta, size)
     scale = pair.scale
     # What an inverse depth is measured in is the data set's affair.
@@ -114,14 +115,16 @@ def _draw(target: np.ndarray, meta: Mapping[str, Any], size: tuple[int, int]) ->
 def _legend(targets_meta, samples: Sequence[MultiTaskDataSample], width: int) -> list[list[Entry]]:
     lines = []
     for name, meta in targets_meta.items():
-        if meta['kind'] == 'segmentation':
+        kind = KINDS[meta['kind']]
+        if kind.dense and kind.names == 'classes':
             entries = [
                 (tuple(colour), str(item)) for colour, item in zip(palette_of(meta), meta['classes'], strict=True)
             ]
             if any(name in sample.targets and bool((sample.targets[name] == VOID).any()) for sample in samples):
                 entries.append((INVALID_COLOUR, 'void'))
             lines += wrap_legend(name, entries, width)
-        elif meta['kind'] in _LEGENDS:
-            text = 'inverse depth, black is invalid' if meta.get('inverse') else _LEGENDS[meta['kind']]
+        elif kind.legend:
+            legend = _LEGENDS.get(kind.name, kind.legend)
+            text = 'inverse depth, black is invalid' if meta.get('inverse') else legend
             lines.append([Entry(0, None, f'{name}:  {text}')])
     return lines

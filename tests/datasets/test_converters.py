@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from mmrepmtl.datasets import CityscapesDataset, GTA5Dataset, NYUv2Dataset, converting
+from mmrepmtl.datasets import CityscapesDataset, GTA5Dataset, NYUv2Dataset
+from mmrepmtl.datasets.conversion import running as converting
 from mmrepmtl.datasets.nyuv2_mat import NYUv2Mat
 from mmrepmtl.utils.files import whole_file
 from tests.datasets.nyuv2_files import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmrepmtl.datasets import converting
+from mmrepmtl.datasets.conversion import running as converting
 from mmrepmtl.utils.files import TEMPORARY
 from tests.datasets.nyuv2_files import write_official
 from tests.datasets.office_files import write_office31

@@ -22,7 +22,7 @@ from mmrepmtl.datasets.cityscapes import (
     raw_files,
     read_disparity,
 )
-from mmrepmtl.datasets.converting import Plan, archive_array, fit_sample, pair_files, run_converter
+from mmrepmtl.datasets.conversion import Plan, archive_array, fit_sample, pair_files, run_converter
 from mmrepmtl.datasets.readers import read_picture_image, read_picture_indices
 
 SIZE = (128, 256)

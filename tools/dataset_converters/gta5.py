@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrepmtl.datasets.converting import Plan, fit_sample, pair_files, run_converter
+from mmrepmtl.datasets.conversion import Plan, fit_sample, pair_files, run_converter
 from mmrepmtl.datasets.gta5 import GTA5Dataset, check_size, raw_files
 
 SIZE = (128, 256)

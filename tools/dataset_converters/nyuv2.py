@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrepmtl.datasets.converting import Plan, Sample, archive_array, fit_sample, run_converter
+from mmrepmtl.datasets.conversion import Plan, Sample, archive_array, fit_sample, run_converter
 from mmrepmtl.datasets.nyuv2 import FOLDERS, NYUv2Dataset
 from mmrepmtl.datasets.nyuv2_mat import NYUv2Mat, kinect_normals
 

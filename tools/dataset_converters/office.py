@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from mmrepmtl.datasets import Office31Dataset, OfficeHomeDataset
-from mmrepmtl.datasets.converting import (
+from mmrepmtl.datasets.conversion import (
     SHOWN_FAILURES,
     USER_ERRORS,
     ProgressLines,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrepmtl.datasets.checks import VOID, check_target
-from mmrepmtl.datasets.converting import Plan, Sample, run_converter
+from mmrepmtl.datasets.conversion import Plan, Sample, run_converter
 from mmrepmtl.datasets.folder_archive import FileSet
 from mmrepmtl.datasets.pascal_context import (
     FOLDERS,

@@ -7,7 +7,7 @@ from mmcv.transforms import BaseTransform
 from torch import Tensor
 
 from mmrepmtl.registry import TRANSFORMS
-from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.structures import KINDS, MultiTaskDataSample
 
 
 @TRANSFORMS.register_module()
@@ -44,13 +44,14 @@ class PackMultiTaskInputs(BaseTransform):
 
 def to_target_tensor(value: Any, kind: str) -> Tensor:
     """A loaded target as the tensor that ``MultiTaskDataSample`` holds for its kind."""
-    if kind == 'depth':
-        return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))[None]
-    if kind == 'normals':
-        return _channels_first(value)
-    if kind == 'regression':
-        return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
-    return torch.as_tensor(np.asarray(value, dtype=np.int64))
+    facts = KINDS[kind]
+    array = np.asarray(value)
+    if facts.dense and len(facts.array) == 3:
+        array = array.transpose(2, 0, 1)
+    elif facts.dense and len(facts.tensor) == 3:
+        array = array[None]
+    # Not ascontiguousarray, which makes one number a vector.
+    return torch.from_numpy(np.require(array, facts.dtype, 'C'))
 
 
 def _channels_first(array: np.ndarray) -> Tensor:

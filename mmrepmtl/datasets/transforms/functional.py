@@ -7,11 +7,7 @@ source pixel off).
 import cv2
 import numpy as np
 
-from mmrepmtl.datasets.checks import VOID
-
-# What padding writes into a dense target, and what counts as invalid there.
-INVALID = {'segmentation': VOID, 'binary': VOID, 'depth': 0.0, 'normals': 0.0}
-DENSE_KINDS = tuple(INVALID)
+from mmrepmtl.structures.kinds import VOID
 
 
 def sample_nearest(array: np.ndarray, size: tuple[int, int], top: float = 0.0, left: float = 0.0,

@@ -3,20 +3,74 @@
 Random numbers come from NumPy's global generator, as in mmcv; ``MultiTaskDataset`` seeds it per sample.
 """
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmrepmtl.datasets.transforms import functional as F
 from mmrepmtl.registry import TRANSFORMS
+from mmrepmtl.structures.kinds import KINDS, KindTable
+
+Size = tuple[int, int]
 
 
-def _map_targets(results: dict, functions: dict[str, Callable[[np.ndarray, dict], np.ndarray]]) -> None:
-    """Replaces each target of a kind in ``functions`` by function(value, declaration); others stay."""
+class Window(NamedTuple):
+    """The part of an image from (``top``, ``left``) in pixels that is enlarged ``scale`` times to ``size`` (H, W)."""
+
+    size: Size
+    top: int
+    left: int
+    scale: float
+
+
+def _map_targets(results: dict, function: Callable[[np.ndarray, dict], np.ndarray]) -> None:
+    """Replaces each dense target by function(value, declaration); others stay."""
     for name, value in results['gt'].items():
         meta = results['targets'][name]
-        if meta['kind'] in functions:
-            results['gt'][name] = functions[meta['kind']](value, meta)
+        if KINDS[meta['kind']].dense:
+            results['gt'][name] = function(value, meta)
+
+
+def _resize_nearest(value: np.ndarray, meta: dict, size: Size, interpolation: str) -> np.ndarray:
+    return F.sample_nearest(value, size)
+
+
+def _resize_binary(value: np.ndarray, meta: dict, size: Size, interpolation: str) -> np.ndarray:
+    return F.resize_lines(value, size) if meta.get('thin', False) else F.sample_nearest(value, size)
+
+
+def _resize_normals(value: np.ndarray, meta: dict, size: Size, interpolation: str) -> np.ndarray:
+    return F.resize_normals(value, size, interpolation)
+
+
+#: From (value, declaration, (H, W), interpolation of the image) to the resized value.
+RESIZE: KindTable[Callable[[np.ndarray, dict, Size, str], np.ndarray]] = KindTable(
+    'mmrepmtl.datasets.transforms.geometric.RESIZE',
+    dict(segmentation=_resize_nearest, binary=_resize_binary, depth=_resize_nearest, normals=_resize_normals),
+    dense=True,
+)
+
+
+def _zoom_nearest(value: np.ndarray, meta: dict, window: Window, geometric: bool) -> np.ndarray:
+    return F.sample_nearest(value, window.size, window.top, window.left, (window.scale, window.scale))
+
+
+def _zoom_depth(value: np.ndarray, meta: dict, window: Window, geometric: bool) -> np.ndarray:
+    factor = window.scale if meta.get('inverse', False) else 1 / window.scale
+    return _zoom_nearest(value, meta, window, geometric) * value.dtype.type(factor)
+
+
+def _zoom_normals(value: np.ndarray, meta: dict, window: Window, geometric: bool) -> np.ndarray:
+    return F.zoom_normals(value, *window, geometric)
+
+
+#: From (value, declaration, window, whether directions are to agree with depth) to the enlarged window.
+ZOOM: KindTable[Callable[[np.ndarray, dict, Window, bool], np.ndarray]] = KindTable(
+    'mmrepmtl.datasets.transforms.geometric.ZOOM',
+    dict(segmentation=_zoom_nearest, binary=_zoom_nearest, depth=_zoom_depth, normals=_zoom_normals),
+    dense=True,
+)
 
 
 def _set_image(results: dict, img: np.ndarray) -> None:
@@ -56,20 +110,14 @@ class ResizeMultiTask(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Transforms ``results`` in place and returns it."""
         # Each modality is looked at by itself, so targets of another size than the image come out right too.
-        def unless_there(function: Callable) -> Callable:
-            return lambda value, meta: value if value.shape[:2] == self.size else function(value)
-
-        resize_nearest = unless_there(lambda value: F.sample_nearest(value, self.size))
-        resize_normals = unless_there(lambda value: F.resize_normals(value, self.size, self.interpolation))
-        resize_lines = unless_there(lambda value: F.resize_lines(value, self.size))
-
-        def resize_binary(value: np.ndarray, meta: dict) -> np.ndarray:
-            return (resize_lines if meta.get('thin', False) else resize_nearest)(value, meta)
+        def resize(value: np.ndarray, meta: dict) -> np.ndarray:
+            if value.shape[:2] == self.size:
+                return value
+            return RESIZE[meta['kind']](value, meta, self.size, self.interpolation)
 
         if results['img'].shape[:2] != self.size:
             _set_image(results, F.resize_image(results['img'], self.size, self.interpolation))
-        _map_targets(results, dict(
-            segmentation=resize_nearest, binary=resize_binary, depth=resize_nearest, normals=resize_normals))
+        _map_targets(results, resize)
         return results
 
     def __repr__(self) -> str:
@@ -115,22 +163,13 @@ class RandomZoom(BaseTransform):
         """Enlarges the window at (top, left) ``scale`` times."""
         size = results['img'].shape[:2]
         for name, value in results['gt'].items():
-            if results['targets'][name]['kind'] in F.DENSE_KINDS and value.shape[:2] != size:
+            if KINDS[results['targets'][name]['kind']].dense and value.shape[:2] != size:
                 raise ValueError(f'{results.get("img_path")}: RandomZoom needs targets of the size of the image '
                                  f'{size}, {name!r} has {value.shape[:2]}')
 
-        def nearest(value: np.ndarray, meta: dict) -> np.ndarray:
-            return F.sample_nearest(value, size, top, left, (scale, scale))
-
-        def depth(value: np.ndarray, meta: dict) -> np.ndarray:
-            factor = scale if meta.get('inverse', False) else 1 / scale
-            return nearest(value, meta) * value.dtype.type(factor)
-
-        def normals(value: np.ndarray, meta: dict) -> np.ndarray:
-            return F.zoom_normals(value, size, top, left, scale, self.normal_zoom == 'geometric')
-
+        window, geometric = Window(size, top, left, scale), self.normal_zoom == 'geometric'
         _set_image(results, F.sample_bilinear(results['img'], size, top, left, (scale, scale)))
-        _map_targets(results, dict(segmentation=nearest, binary=nearest, depth=depth, normals=normals))
+        _map_targets(results, lambda value, meta: ZOOM[meta['kind']](value, meta, window, geometric))
         return results
 
     def __repr__(self) -> str:
@@ -161,11 +200,10 @@ class RandomFlip(BaseTransform):
             return results
 
         def mirror(value: np.ndarray, meta: dict) -> np.ndarray:
-            return F.mirror(value)
+            return F.flip_normals(value) if KINDS[meta['kind']].directions else F.mirror(value)
 
         _set_image(results, F.mirror(results['img']))
-        _map_targets(results, dict(
-            segmentation=mirror, binary=mirror, depth=mirror, normals=lambda value, meta: F.flip_normals(value)))
+        _map_targets(results, mirror)
         return results
 
     def __repr__(self) -> str:
@@ -211,10 +249,10 @@ class PadMultiTask(BaseTransform):
             if value.shape[:2] != (height, width):
                 raise ValueError(f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
                                  f'{(height, width)}, found {value.shape[:2]}')
-            return F.pad_bottom_right(value, size, F.INVALID[meta['kind']])
+            return F.pad_bottom_right(value, size, KINDS[meta['kind']].void)
 
         _set_image(results, F.pad_bottom_right(results['img'], size, self.fill))
-        _map_targets(results, dict.fromkeys(F.DENSE_KINDS, pad))
+        _map_targets(results, pad)
         return results
 
     def __repr__(self) -> str:

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ class TaskHead(nn.Module):
         target: Name of the ground truth; None takes the task's own name.
         loss_weight: Factor of the loss values.
     """
+
+    #: Name of the kind of target that it learns, see :mod:`mmrepmtl.structures.kinds`; None says nothing.
+    kind: ClassVar[str | None] = None
 
     def __init__(self, decoder: dict[str, Any] | nn.Module, out_channels: int,
                  in_channels: int | Sequence[int] | None = None, target: str | None = None,

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrepmtl.registry import MODELS
+from mmrepmtl.structures.kinds import VOID
 
 from ..losses import binary_terms
 from .dense import DenseHead
-from .segmentation import VOID
 
 
 @MODELS.register_module()
@@ -25,6 +25,8 @@ class BinaryHead(DenseHead):
     Raises:
         ValueError: ``positive_weight`` is something else.
     """
+
+    kind = 'binary'
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class ClassificationHead(TaskHead):
         decoder, in_channels, target, loss_weight: See :class:`TaskHead`.
     """
 
+    kind = 'classification'
+
     def __init__(self, num_classes: int, decoder: dict[str, Any] | nn.Module | None = None,
                  in_channels: int | Sequence[int] | None = None, target: str | None = None,
                  loss_weight: float = 1.0) -> None:

@@ -20,6 +20,8 @@ class DepthHead(DenseHead):
         loss: ``'l1'`` (the paper's), ``'mse'`` or ``'smooth_l1'``.
     """
 
+    kind = 'depth'
+
     def __init__(self, decoder: dict[str, Any] | nn.Module, in_channels: int | Sequence[int] | None = None,
                  target: str | None = None, loss_weight: float = 1.0, loss: str = 'l1') -> None:
         super().__init__(decoder, 1, in_channels, target, loss_weight)

@@ -22,6 +22,8 @@ class RegressionHead(TaskHead):
         loss: ``'l1'``, ``'mse'`` or ``'smooth_l1'``.
     """
 
+    kind = 'regression'
+
     def __init__(self, num_values: int = 1, decoder: dict[str, Any] | nn.Module | None = None,
                  in_channels: int | Sequence[int] | None = None, target: str | None = None, loss_weight: float = 1.0,
                  loss: str = 'l1') -> None:

@@ -5,12 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from mmrepmtl.registry import MODELS
+from mmrepmtl.structures.kinds import VOID
 
 from ..losses import cross_entropy_terms
 from .dense import DenseHead
-
-#: The void label of segmentation targets.
-VOID = 255
 
 
 @MODELS.register_module()
@@ -24,6 +22,8 @@ class SegmentationHead(DenseHead):
         decoder, in_channels, target, loss_weight: See :class:`TaskHead`.
         class_weight: Factor per class; the loss is divided by the sum of the pixels' factors. None for all 1.
     """
+
+    kind = 'segmentation'
 
     def __init__(self, num_classes: int, decoder: dict[str, Any] | nn.Module,
                  in_channels: int | Sequence[int] | None = None, target: str | None = None, loss_weight: float = 1.0,
