@@ -29,7 +29,7 @@ class Kind:
     Args:
         name: As data sets, heads and metrics declare it.
         array: Axes of a loaded target, dense ones (H, W) first; ``()`` is a single number.
-        dtype: NumPy's name of the loaded target's type.
+        dtype: Type of the loaded target: 'int64' for ids, else 'float32'.
         tensor: Axes of the target in a ``MultiTaskDataSample``, channels first.
         prediction: The form of a prediction there, in words.
         void: Value that means "unknown here"; None where only a whole target can be missing.
@@ -88,6 +88,8 @@ class Kind:
         return self.dtype.startswith('int')
 
     def __post_init__(self) -> None:
+        if self.dtype not in ('int64', 'float32'):
+            raise ValueError(f"kind {self.name!r}: dtype is {self.dtype!r}, expected 'int64' or 'float32'")
         if self.dense and self.tensor[-2:] != ('H', 'W'):
             raise ValueError(f'kind {self.name!r}: dense, but its tensor is {self.tensor}; (H, W) must come last')
         if self.dense and self.void is None:
@@ -101,9 +103,12 @@ class Kind:
             raise ValueError(f'kind {self.name!r}: {unknown[0]!r} is not among its options')
         if self.like is not None:
             other = find_kind(self.like, f'kind {self.name!r}: like')
-            form = (other.array, other.dtype, other.tensor, other.names)
-            if form != (self.array, self.dtype, self.tensor, self.names):
-                raise ValueError(f'kind {self.name!r} cannot be like {self.like!r}, whose axes, dtype or names differ')
+            for fact in ('array', 'dtype', 'tensor', 'void', 'names', 'directions'):
+                own, there = getattr(self, fact), getattr(other, fact)
+                if own != there and str(own) != str(there):  # NaN is not equal to itself
+                    raise ValueError(
+                        f'kind {self.name!r} cannot be like {self.like!r}, whose {fact} is {there!r} instead of {own!r}'
+                    )
 
 
 KINDS: dict[str, Kind] = {}
@@ -134,7 +139,7 @@ def find_kind(name: object, where: str) -> Kind:
 
 Entry = TypeVar('Entry')
 
-TABLES: 'list[KindTable]' = []
+TABLES: 'list[KindTable[Any]]' = []
 """The tables of all modules that have been imported."""
 
 

@@ -236,13 +236,22 @@ def test_a_kind_is_registered_once() -> None:
         (dict(required=('unit',)), "kind 'gloss': 'unit' is not among its options"),
         (dict(files=('unit',)), "kind 'gloss': 'unit' is not among its options"),
         (dict(like='gluss'), "kind 'gloss': like: kind is 'gluss', expected one of"),
-        (dict(like='normals'), "kind 'gloss' cannot be like 'normals', whose axes, dtype or names differ"),
-        (dict(like='segmentation'), "cannot be like 'segmentation'"),
+        (dict(like='normals'), r"kind 'gloss' cannot be like 'normals', whose array is \('H', 'W', 3\) instead of"),
+        (dict(like='segmentation'), "cannot be like 'segmentation', whose dtype is 'int64' instead of 'float32'"),
+        (dict(like='depth', void=-1.0), "cannot be like 'depth', whose void is 0.0 instead of -1.0"),
+        (dict(like='depth', directions=True), "cannot be like 'depth', whose directions is False instead of True"),
+        (dict(dtype='uint8'), "kind 'gloss': dtype is 'uint8', expected 'int64' or 'float32'"),
     ],
 )
 def test_facts_that_contradict_each_other(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         Kind(**GLOSS | changes)
+
+
+def test_nan_is_like_nan() -> None:
+    facts = dict(name='angle', array=('D',), tensor=('D',), void=float('nan'), names='names', options=('names',))
+    register_kind(Kind(**GLOSS | facts, like='regression'))
+    assert CHECKS['angle'] is CHECKS['regression']
 
 
 class TestTable:
