@@ -41,6 +41,13 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['mmrepmtl', 'mmrepmtl.*']),
+    py_modules=['mmrepmtl_cli'],
+    # The configs lie in `configs`; links in the package show them to mmengine in a checkout, where `mmrepmtl::NAME` (the
+    # folder .mim) and `from mmrepmtl.configs... import` look for them. Both become real files in an installed package.
+    package_data={
+        'mmrepmtl': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*.py', 'configs/**/*.py'],
+    },
+    entry_points={'console_scripts': ['mmrepmtl = mmrepmtl_cli:main']},
     install_requires=read_requirements('runtime'),
     extras_require={
         'mm': read_requirements('mm'),

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.splits import check_split, dataset_of, metrics_of_split
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
@@ -21,6 +22,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.utils.config_types import name_types, plain_data
 
 
 def evaluate(
@@ -48,8 +50,12 @@ def evaluate(
         work directory.
 
     Raises:
-        ValueError: If the checkpoint is refused or does not fit the model.
+        ValueError: If the checkpoint is refused or does not fit the model, or the config lacks a part of the test.
     """
+    check_split(cfg, 'test', 'test')
+    if constant:
+        dataset_of(cfg, 'train', 'test: the best constant predictions are those of the training set (--no-constant)')
+    name_types(cfg)
     prepare_launch(cfg)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
@@ -117,17 +123,18 @@ def metrics_of(runner: Runner) -> dict[str, float]:
 def _constants(cfg: Config) -> dict[str, float]:
     """Metrics of the best constants, remembered in the work directory beside what they were computed from."""
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
-    train_cfg = dict(cfg.train_dataloader.dataset, pipeline=cfg.test_dataloader.dataset.pipeline, test_mode=True)
-    source = json.dumps([train_cfg, cfg.test_dataloader.dataset, cfg.test_evaluator], default=str, sort_keys=True)
+    test_set, metrics_cfg = dataset_of(cfg, 'test', 'test'), metrics_of_split(cfg, 'test', 'test')
+    train_cfg = dict(dataset_of(cfg, 'train', 'test'), pipeline=test_set.get('pipeline', []), test_mode=True)
+    source = json.dumps(plain_data([train_cfg, test_set, metrics_cfg]), sort_keys=True)
     file = Path(cfg.work_dir, 'constants.json')
     if file.is_file():
         known = json.loads(file.read_text())
         if known['source'] == source:
             return known['metrics']
     print('best constant predictions of the training set (once per data set):')
-    constants = fit_constants(DATASETS.build(train_cfg), cfg.test_evaluator)
+    constants = fit_constants(DATASETS.build(train_cfg), metrics_cfg)
     print()
-    metrics = evaluate_constants(DATASETS.build(cfg.test_dataloader.dataset), cfg.test_evaluator, constants)
+    metrics = evaluate_constants(DATASETS.build(test_set), metrics_cfg, constants)
     print()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1))
