@@ -42,8 +42,8 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['mmrepmtl', 'mmrepmtl.*']),
     py_modules=['mmrepmtl_cli'],
-    # The configs lie in `configs`; links in the package show them to mmengine in a checkout, where `mmrepmtl::NAME` (the
-    # folder .mim) and `from mmrepmtl.configs... import` look for them. Both become real files in an installed package.
+    # In a checkout, links in the package lead to `configs`, since mmengine looks in the package: in .mim for a config
+    # `mmrepmtl::NAME`, in mmrepmtl/configs for `from mmrepmtl.configs... import`. A wheel holds the files themselves.
     package_data={
         'mmrepmtl': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*.py', 'configs/**/*.py'],
     },

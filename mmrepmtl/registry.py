@@ -26,7 +26,7 @@ __all__ = [
     'WEIGHTINGS',
 ]
 
-# Configs of other projects may inherit from ours, `_base_ = 'mmrepmtl::FOLDER/NAME.py'`: mmengine looks for packages here.
+# Configs of others may inherit from ours, `_base_ = 'mmrepmtl::FOLDER/NAME.py'`: mmengine looks packages up here.
 MODULE2PACKAGE.setdefault('mmrepmtl', 'mmrepmtl')
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrepmtl', locations=['mmrepmtl.models'])

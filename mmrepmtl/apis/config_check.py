@@ -117,8 +117,8 @@ def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str
             continue
         if targets[name]['kind'] != kind:
             yield (
-                f'head {task!r}: {type_name(cls)} learns targets of kind {kind!r}, but {name!r} of the training data is '
-                f'of kind {targets[name]["kind"]!r}'
+                f'head {task!r}: {type_name(cls)} learns targets of kind {kind!r}, but {name!r} of the training data '
+                f'is of kind {targets[name]["kind"]!r}'
             )
         elif kind in COUNTS:
             option, key = COUNTS[kind]

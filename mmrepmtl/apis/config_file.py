@@ -79,11 +79,10 @@ def read_config(path: str | Path) -> Config:
         ValueError: A class in it cannot be imported; names the key.
     """
     cfg = Config.fromfile(path)
-    if cfg._imported_names or Config._is_lazy_import(str(path)):
-        drop_imported(cfg)
-        # mmengine does so for text configs only, although both kinds may name classes by text.
-        if cfg.get('custom_imports'):
-            import_modules_from_strings(**cfg.custom_imports)
+    drop_imported(cfg)
+    # mmengine does so for text configs only, although both kinds may name classes by text; a second time costs nothing.
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
     try:
         name_types(cfg)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint: metrics, the best constant beside them, Delta p, pictures."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def evaluate(
     prepare_launch(cfg)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
-    runner = Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(_without_incomplete_parts(cfg))
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})
@@ -97,6 +98,19 @@ def evaluate(
         if show_dir is not None:
             _draw(runner, model, Path(show_dir) / 'predictions.png', num_pictures)
     return dict(metrics=metrics, constant=constants, delta=delta)
+
+
+def _without_incomplete_parts(cfg: Config) -> Config:
+    """A copy without a training or validation that lacks something: the test needs none, mmengine takes all or nothing."""
+    cfg = copy.deepcopy(cfg)
+    for keys in (
+        ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+        ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ):
+        if any(cfg.get(key) is None for key in keys):
+            for key in (*keys, *(('param_scheduler',) if 'optim_wrapper' in keys else ())):
+                cfg[key] = None
+    return cfg
 
 
 def load_weights(model, weights: dict, checkpoint: str | Path) -> None:

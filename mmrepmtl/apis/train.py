@@ -60,8 +60,8 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
         )
     metrics: dict[str, float] = {}
     selection = cfg.get('selection', 'last')
-    for task in heads:
-        alone = single_task_config(cfg, task)
+    # All configs first: what is wrong with the last task's must not be found after hours.
+    for alone in [single_task_config(cfg, task) for task in heads]:
         evaluations = train(copy.deepcopy(alone), trust_checkpoint)
         if selection == 'last10':  # their mean over the last epochs, on the test set
             metrics |= evaluations
@@ -86,15 +86,13 @@ def single_task_config(cfg: Config, task: str) -> Config:
     head = alone.model.heads[task]
     alone.model.heads = {task: head}
     for key in ('val_evaluator', 'test_evaluator'):
-        metrics = [
-            metric for metric in listed_metrics(alone.get(key)) if task in (metric.get('task'), metric.get('prefix'))
-        ]
-        if alone.get(key) is not None:
-            alone[key] = keep_metrics(alone[key], metrics)
-        if alone.get(key) is not None and not metrics:
-            raise ValueError(
-                f'--method stl: no metric of {key} is of the task {task!r}; give one task=... or prefix=...'
-            )
+        if not alone.get(key):
+            continue
+        listed = listed_metrics(alone[key])
+        metrics = [metric for metric in listed if task in (metric.get('task'), metric.get('prefix'))]
+        if not metrics:
+            raise ValueError(f'--method stl: no metric of {key} has task={task!r}; add one')
+        alone[key] = keep_metrics(alone[key], metrics)
     for split in SPLITS:
         for dataset in leaf_datasets((loader_of(alone, split) or {}).get('dataset') or {}):
             dataset['targets'] = [head.get('target') or task]
@@ -115,4 +113,5 @@ def check_training(cfg: Config) -> None:
     for split in ('val', 'test'):
         # mmengine takes all three or none.
         if any(cfg.get(f'{split}_{part}') is not None for part in ('dataloader', 'cfg', 'evaluator')):
-            check_split(cfg, split, f'training with a {split} part')
+            parts = f'{split}_dataloader, {split}_cfg and {split}_evaluator go together, or all are None'
+            check_split(cfg, split, f'training ({parts})')

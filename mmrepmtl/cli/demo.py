@@ -33,13 +33,12 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None, quickstart: Path = QUICKSTART) -> None:
-    """Runs the command; ``argv`` are its arguments, by default those of the process. ``quickstart`` is its work directory."""
+    """Runs the command; ``argv`` are its arguments, ``quickstart`` is the work directory of the quickstart."""
     args = parse_args(argv, prog)
     if args.config_or_workdir is None and not (quickstart / 'last_checkpoint').is_file():
         sys.exit(
-            f'{quickstart} holds no trained model: run `make quickstart` or `mmrepmtl quickstart` once (minutes), which '
-            'makes it, or give '
-            'CONFIG_OR_WORKDIR'
+            f'{quickstart} holds no trained model: run `make quickstart` or `mmrepmtl quickstart` once (minutes), '
+            'which makes it, or give CONFIG_OR_WORKDIR'
         )
     # As Ctrl-C, so that the uploaded pictures are removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What a config builds: by a name, by a name with its module, or by the class itself (mmengine's pure-Python configs)."""
+"""What a config builds: by a name, by a name with its module, or by the class itself (pure-Python configs)."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -65,7 +65,8 @@ def name_types(cfg: Any, path: str = '') -> None:
     """Writes each ``type`` of a config as a dotted name; changes ``cfg``.
 
     mmengine writes a class into the config of a work directory as a bare name, which cannot be read back. A
-    ``functools.partial`` becomes its class with its arguments.
+    ``functools.partial`` becomes its class with its arguments. Classes and functions that are arguments become mmengine's
+    lazy objects: a config gives the object, its file the name.
 
     Args:
         cfg: A config or a part of one.
@@ -80,6 +81,11 @@ def name_types(cfg: Any, path: str = '') -> None:
             _name_type(cfg, value, name)
         elif isinstance(value, dict | list | tuple):
             name_types(value, name)
+        elif isinstance(cfg, ConfigDict) and (inspect.isclass(value) or inspect.isroutine(value)):
+            dotted = _dotted(value)
+            if dotted is not None:
+                module, _, attribute = dotted.rpartition('.')
+                dict.__setitem__(cfg, key, LazyObject(module, attribute))
 
 
 def _is_type_key(key: Any, value: Any) -> bool:
@@ -145,9 +151,11 @@ def _unwrapped(kind: Any) -> Any:
 
 
 def drop_imported(cfg: Any) -> None:
-    """Leaves out the names that a pure-Python config imported, its modules and its functions; changes ``cfg``."""
+    """Leaves out the names that a config imported, its modules, functions and classes; changes ``cfg``."""
     imported = getattr(cfg, '_imported_names', None) or set()
     inner: ConfigDict = cfg._cfg_dict
     for key, value in _raw_items(inner):
-        if key in imported or isinstance(value, Lazy) or inspect.ismodule(value) or inspect.isroutine(value):
+        if isinstance(value, dict):
+            continue
+        if key in imported or isinstance(value, Lazy) or inspect.ismodule(value) or callable(value):
             dict.__delitem__(inner, key)
