@@ -1,4 +1,4 @@
-"""The package outside its repository: what wheel and source distribution hold, and both at work in a clean environment."""
+"""The package outside its repository: what wheel and source distribution hold, and how the wheel works elsewhere."""
 
 import json
 import os

@@ -101,7 +101,7 @@ def evaluate(
 
 
 def _without_incomplete_parts(cfg: Config) -> Config:
-    """A copy without a training or validation that lacks something: the test needs none, mmengine takes all or nothing."""
+    """A copy without a training or validation that lacks something, which mmengine refuses and a test does not need."""
     cfg = copy.deepcopy(cfg)
     for keys in (
         ('train_dataloader', 'train_cfg', 'optim_wrapper'),

@@ -65,8 +65,8 @@ def name_types(cfg: Any, path: str = '') -> None:
     """Writes each ``type`` of a config as a dotted name; changes ``cfg``.
 
     mmengine writes a class into the config of a work directory as a bare name, which cannot be read back. A
-    ``functools.partial`` becomes its class with its arguments. Classes and functions that are arguments become mmengine's
-    lazy objects: a config gives the object, its file the name.
+    ``functools.partial`` becomes its class with its arguments. Classes and functions that are arguments become lazy
+    objects of mmengine: a config gives the object, its file the name.
 
     Args:
         cfg: A config or a part of one.

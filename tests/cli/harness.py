@@ -1,0 +1,29 @@
+"""Runs commands in this process, and gives configs that say one thing in many ways."""
+
+import itertools
+from pathlib import Path
+
+from mmrepmtl.cli import browse, check, export, infer, saliency, test, train
+
+COMMANDS = dict(browse=browse, check=check, export=export, infer=infer, saliency=saliency, test=test, train=train)
+TOOLS = Path(__file__).parents[1] / 'tools'
+CLASSES = TOOLS / 'classes.py'
+TINY = TOOLS / 'tiny.py'
+_numbers = itertools.count()
+
+
+def run(command: str, *arguments, options: dict | None = None) -> int:
+    """Runs ``mmrepmtl COMMAND`` with ``--cfg-options``; returns its exit status."""
+    parts = [str(part) for part in arguments]
+    if options is not None:
+        # mmengine keeps loggers by the name of the experiment.
+        settings = options | dict(experiment_name=f'{command}_{next(_numbers)}')
+        parts += ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+    return COMMANDS[command].main(parts) or 0
+
+
+def variant(base: Path, folder: Path, text: str) -> Path:
+    """A config in ``folder`` that is the file ``base`` with more lines."""
+    file = folder / 'variant.py'
+    file.write_text(base.read_text() + '\n' + text)
+    return file

@@ -1,0 +1,392 @@
+"""Every command on configs of classes, and on configs that lack a validation, a test or a training."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmrepmtl.apis import MultiTaskInferencer, evaluate, load_config, train
+from mmrepmtl.apis.browse import browse_dataset
+from mmrepmtl.apis.config import metric_settings, test_data
+from mmrepmtl.apis.config_file import read_config
+from mmrepmtl.apis.dataset_check import check_dataset
+from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.evaluation import load_results
+from tests.cli.harness import CLASSES, TINY, run, variant
+from tests.tools import own_parts
+
+SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 4}
+METRICS = {'semseg/mIoU', 'depth/abs_err', 'normal/mean'}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setenv('LOCAL_RANK', '0')  # the commands set it
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+    """The work directory of a run of the config of classes."""
+    folder = tmp_path_factory.mktemp('classes')
+    torch.set_num_threads(1)
+    run('train', CLASSES, '--work-dir', folder, options=SHORT)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp('pictures') / 'mine.png'
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    return file
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_of_classes_trains_and_its_own_hook_acts(trained):
+    assert 'CountingHook' in own_parts.seen
+    metrics, meta = load_results(trained / 'metrics.json')
+    assert (
+        set(metrics) >= METRICS and 'EqualWeighting of log L_t' in meta['objective'] and 'RepMTL' in meta['objective']
+    )
+
+
+def test_the_config_of_the_work_directory_is_read_back(trained):
+    text = (trained / 'classes.py').read_text()
+    assert "type='mmrepmtl.models.MultiTaskModel'" in text and 'own_parts.Brighten' in text
+    there, here = read_config(trained / 'classes.py'), load_config(CLASSES)
+    assert there.model == here.model and there.val_evaluator == here.val_evaluator
+    assert test_data(there) == test_data(here) and metric_settings(there) == metric_settings(here)
+
+
+def test_names_and_classes_are_the_same_test_set():
+    assert test_data(load_config(CLASSES)) == test_data(load_config(TINY))
+    assert metric_settings(load_config(CLASSES)) == metric_settings(load_config(TINY))
+
+
+def test_both_ways_train_the_same_weights(tmp_path):
+    """The augmentation of one's own aside, classes.py says what tiny.py says."""
+    options = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 8}
+    run('train', TINY, '--work-dir', tmp_path / 'names', options=options)
+    pipeline = "[dict(type='RandomFlip',prob=0.5),dict(type='PackMultiTaskInputs')]"
+    config = variant(CLASSES, CLASSES.parent, '')
+    try:
+        config.write_text(
+            CLASSES.read_text()
+            + "\ntrain_dataloader['dataset']['pipeline'] = train_dataloader['dataset']['pipeline'][1:]\n"
+        )
+        run('train', config, '--work-dir', tmp_path / 'classes', options=options)
+    finally:
+        config.unlink()
+    assert pipeline
+    one, two = (load_checkpoint(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('names', 'classes'))
+    assert [key for key in one if not torch.equal(one[key], two[key])] == []
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('--method', 'pcgrad'),
+        ('--method', 'sdmgrad', '--seed', 3),
+        ('--method', 'uw', '--regularizer', 'rep-mtl', '--precision', 'bf16', '--selection', 'best-val'),
+        ('--method', 'graddrop', '--encoder-checkpointing'),
+    ],
+    ids=lambda arguments: arguments[1],
+)
+def test_train_takes_its_options_on_classes(arguments, tmp_path):
+    run('train', CLASSES, *arguments, '--work-dir', tmp_path, options=SHORT | {'train_dataloader.batch_size': 2})
+    metrics, meta = load_results(tmp_path / 'metrics.json')
+    assert set(metrics) >= METRICS and meta['iteration'] == 2
+    assert ('RepMTL' in meta['objective']) == ('--regularizer' in arguments)
+    if '--selection' in arguments:
+        assert 'best-val' in meta['selection'] and (tmp_path / 'best.pth').is_file()
+
+
+def test_a_regularizer_is_not_added_twice_to_classes():
+    with pytest.raises(ValueError, match='--regularizer: the method has RepMTL already'):
+        load_config(CLASSES, regularizer='rep-mtl')
+    assert load_config(CLASSES, method='sdmgrad').optim_wrapper.accumulative_counts == 3
+
+
+def test_resume_from_classes_and_from_the_config_of_the_work_directory(trained, tmp_path):
+    for file in trained.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    options = SHORT | {'train_cfg.max_epochs': 2}
+    run('train', CLASSES, '--work-dir', tmp_path, '--resume', options=options)
+    assert load_results(tmp_path / 'metrics.json')[1]['epoch'] == 2
+    weights = load_checkpoint(tmp_path / 'epoch_2.pth')['state_dict']
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    run('train', trained / 'classes.py', '--work-dir', tmp_path, '--resume', options=options)
+    again = load_checkpoint(tmp_path / 'epoch_2.pth')['state_dict']
+    assert [key for key in again if not torch.equal(again[key], weights[key])] == []
+
+
+def test_single_tasks_then_test_with_delta_p_on_classes(trained, tmp_path, capsys):
+    run('train', CLASSES, '--method', 'stl', '--work-dir', tmp_path / 'stl', options=SHORT)
+    stl = tmp_path / 'stl' / 'stl.json'
+    assert set(load_results(stl)[0]) >= METRICS
+    checkpoint = trained / 'epoch_1.pth'
+    # The baseline of classes counts for names, and the other way round: the test set is one.
+    for config in (CLASSES, trained / 'classes.py', TINY):
+        work_dir = tmp_path / f'test_{config.parent.name}_{config.stem}'
+        run('test', config, checkpoint, '--stl', stl, '--work-dir', work_dir, '--show-dir', work_dir, options={})
+        assert 'delta_p_task (ARI)' in capsys.readouterr().out
+        metrics, meta = load_results(work_dir / 'test_metrics.json')
+        assert set(metrics) >= METRICS and set(meta['constant']) == set(metrics)
+        assert (work_dir / 'predictions.png').is_file()
+
+
+def test_check_browse_and_saliency_on_classes(trained, picture, tmp_path, capsys):
+    assert run('check', CLASSES, '--workers', 0) == 0 and 'no defects' in capsys.readouterr().out
+    assert run('check', trained / 'classes.py', '--workers', 0, '--split', 'val') == 0
+    for split in ('train', 'test'):
+        run('browse', CLASSES, '--split', split, '--num', 2, '--out', tmp_path / f'{split}.png')
+        assert (tmp_path / f'{split}.png').is_file()
+    printed = []
+    for config in (CLASSES, trained / 'classes.py'):
+        capsys.readouterr()
+        images = ('val:0,1', picture)
+        run('saliency', config, trained / 'epoch_1.pth', *images, '--out', tmp_path / 's.png', '--device', 'cpu')
+        printed.append(capsys.readouterr().out.splitlines()[1:])
+    assert printed[0] == printed[1] and 'RepMTL (csa 0.9, tsr 0.9)' in printed[0][0]
+
+
+def test_check_finds_the_defects_of_classes(tmp_path, capsys):
+    text = "model['heads']['semseg'].update(num_classes=5)\nval_evaluator[1].update(task='normal')"
+    config = variant(CLASSES, CLASSES.parent, text)
+    try:
+        assert run('check', config, '--workers', 0) == 1
+    finally:
+        config.unlink()
+    printed = capsys.readouterr().out
+    assert "head 'semseg': num_classes=5, but 'semseg' of the training data has 11 classes" in printed
+    assert "DepthMetric of 'normal': it evaluates targets of kind 'depth'" in printed
+
+
+def test_infer_and_export_on_classes(trained, picture, tmp_path):
+    run('infer', trained, picture, '--out-dir', tmp_path / 'a', '--device', 'cpu')
+    run(
+        'infer',
+        CLASSES,
+        picture,
+        '--checkpoint',
+        trained / 'epoch_1.pth',
+        '--out-dir',
+        tmp_path / 'b',
+        '--device',
+        'cpu',
+    )
+    a, b = (cv2.imread(str(tmp_path / folder / 'semseg' / 'mine.png'), cv2.IMREAD_UNCHANGED) for folder in 'ab')
+    assert a.shape[:2] == (30, 40) and np.array_equal(a, b)
+    pytest.importorskip('onnxscript')
+    assert run('export', trained, '--out', tmp_path / 'model.onnx') == 0
+
+
+def test_configs_of_objects_that_a_program_makes(trained, picture, tmp_path):
+    """Classes in a config that never was a file: the functions take it as the commands take files."""
+
+    def make() -> Config:
+        cfg = load_config(CLASSES, work_dir=str(tmp_path), cfg_options=SHORT)
+        for part in (cfg.model, *cfg.model.heads.values(), cfg.train_dataloader.dataset, *cfg.val_evaluator):
+            names = dict(m='mmrepmtl.models', d='mmrepmtl.datasets', e='mmrepmtl.evaluation')
+            module = next(name for name in names.values() if part.type.startswith(name))
+            part.type = getattr(__import__(module, fromlist=['x']), part.type.rpartition('.')[2])
+            assert isinstance(part.type, type)
+        return cfg
+
+    assert check_dataset(make()) == []
+    assert browse_dataset(make(), tmp_path / 'sheet.png', num=2) == [0, 3]
+    assert set(train(make())) >= METRICS
+    again = read_config(tmp_path / 'classes.py')
+    assert again.model.type == 'mmrepmtl.models.multi_task_model.MultiTaskModel'
+    cfg = make()
+    cfg.experiment_name = 'objects_test'
+    assert set(evaluate(cfg, trained / 'epoch_1.pth')['metrics']) >= METRICS
+    (result,) = MultiTaskInferencer(tmp_path, device='cpu')(picture)
+    assert result.predictions['depth'].shape == (1, 30, 40)
+
+
+OWN = """
+_base_ = '{base}'
+from torch import nn
+from tests.tools.own_parts import DoubleWeighting, OwnBackend, OwnDepthMetric, SmallAdam, SmallDecoder, build_model, pack
+
+model = dict(type=build_model, heads=dict(depth=dict(decoder=dict(_delete_=True, type=SmallDecoder, num_convs=1))))
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type=SmallAdam), weighting=dict(type=DoubleWeighting, factor=3.0), regularizers=[]
+)
+visualizer = dict(vis_backends=[dict(type=OwnBackend)])
+test_dataloader = dict(dataset=dict(pipeline=[dict(type=pack)]))
+val_evaluator = [dict(type=OwnDepthMetric, task='depth')]
+"""
+
+
+def test_functions_partials_and_own_classes_over_a_text_config(picture, tmp_path):
+    config = tmp_path / 'own.py'
+    config.write_text(OWN.format(base=TINY))
+    run('train', config, '--work-dir', tmp_path / 'run', options=SHORT)
+    metrics, meta = load_results(tmp_path / 'run' / 'metrics.json')
+    assert set(metrics) == {'depth/abs_err', 'depth/rel_err', 'depth/rmse'}
+    assert 'DoubleWeighting' in meta['objective'] and (tmp_path / 'run' / 'own.py').is_file()
+    signature = load_checkpoint(tmp_path / 'run' / 'epoch_1.pth')['optimizer']['multi_task']['signature']
+    assert json.loads(signature)['weighting'] == dict(type='DoubleWeighting', factor=3.0)
+    run('train', config, '--work-dir', tmp_path / 'run', '--resume', options=SHORT | {'train_cfg.max_epochs': 2})
+    run('infer', tmp_path / 'run', picture, '--out-dir', tmp_path / 'out', '--device', 'cpu')
+    assert (tmp_path / 'out' / 'depth' / 'mine.png').is_file()
+    assert run('check', config, '--workers', 0) == 0
+
+
+def test_a_class_that_cannot_be_imported_is_named_with_its_key(tmp_path):
+    (tmp_path / 'broken.py').write_text('from no_such_package import Hook\n\ncustom_hooks = [dict(type=Hook)]\n')
+    with pytest.raises(ValueError, match=r'broken\.py: custom_hooks\.0\.type: .*no_such_package'):
+        load_config(tmp_path / 'broken.py')
+
+
+def test_a_pure_python_config_imports_its_custom_modules(tmp_path, monkeypatch):
+    (tmp_path / 'imported_by_config.py').write_text('loaded = True\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'new.py').write_text(
+        "from torch.optim import Adam\n\ncustom_imports = dict(imports=['imported_by_config'])\n"
+        'optim_wrapper = dict(optimizer=dict(type=Adam))\n'
+    )
+    cfg = load_config(tmp_path / 'new.py')
+    import imported_by_config
+
+    assert imported_by_config.loaded and cfg.optim_wrapper.optimizer.type == 'torch.optim.Adam'
+    assert 'Adam' not in cfg and cfg.default_scope == 'mmrepmtl'
+
+
+# ---- parts that are absent -------------------------------------------------------------------------------------------
+
+
+def without(*splits: str) -> str:
+    return ''.join(f'{split}_dataloader = {split}_cfg = {split}_evaluator = None\n' for split in splits)
+
+
+FORMS = {
+    'val None': without('val'),
+    'test None': without('test'),
+    'both None': without('val', 'test'),
+    'val absent': 'del val_dataloader, val_cfg, val_evaluator',
+    'test absent': 'del test_dataloader, test_cfg, test_evaluator',
+    'one metric': 'val_evaluator = val_evaluator[1]\ntest_evaluator = test_evaluator[1]',
+    'Evaluator': "val_evaluator = dict(type='Evaluator', metrics=val_evaluator)\n"
+    "test_evaluator = dict(type='Evaluator', metrics=test_evaluator)",
+}
+
+
+@pytest.fixture(params=FORMS)
+def form(request, trained, tmp_path) -> tuple[str, Path]:
+    return request.param, variant(trained / 'classes.py', tmp_path, FORMS[request.param])
+
+
+def lacks(name: str, *splits: str) -> bool:
+    return name in ('both None', *(f'{split} {how}' for split in splits for how in ('None', 'absent')))
+
+
+def test_training_and_selection_without_a_part(form, tmp_path):
+    name, config = form
+    run('train', config, '--work-dir', tmp_path / 'run', options=SHORT)
+    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
+    assert (tmp_path / 'run' / 'metrics.json').is_file() != lacks(name, 'val')
+    best = ('train', config, '--selection', 'best-val', '--work-dir', tmp_path / 'best')
+    if lacks(name, 'val'):
+        with pytest.raises(ValueError, match='--selection best-val: the config has no val_dataloader and no val_cfg'):
+            run(*best, options=SHORT)
+    else:
+        run(*best, options=SHORT)
+        assert (tmp_path / 'best' / 'best.pth').is_file()
+
+
+def test_single_tasks_without_a_part(form, tmp_path):
+    name, config = form
+    stl = ('train', config, '--method', 'stl', '--work-dir', tmp_path / 'stl')
+    if lacks(name, 'test'):
+        message = '--method stl, which measures each task on the test set: the config has no test_dataloader'
+    elif name == 'one metric':
+        message = "--method stl: no metric of val_evaluator has task='semseg'"
+    else:
+        run(*stl, options=SHORT)
+        assert set(load_results(tmp_path / 'stl' / 'stl.json')[0]) >= METRICS
+        return
+    with pytest.raises(ValueError, match=message):
+        run(*stl, options=SHORT)
+    assert not (tmp_path / 'stl').exists()
+
+
+def test_test_without_a_part(form, trained, tmp_path):
+    name, config = form
+    command = ('test', config, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'test')
+    if lacks(name, 'test'):
+        with pytest.raises(ValueError, match='^test: the config has no test_dataloader and no test_cfg and no test_ev'):
+            run(*command, options={})
+        return
+    run(*command, options={})
+    metrics, meta = load_results(tmp_path / 'test' / 'test_metrics.json')
+    assert set(meta['constant']) == set(metrics)
+    assert set(metrics) >= ({'depth/abs_err'} if name == 'one metric' else METRICS)
+
+
+def test_looking_at_data_and_pictures_without_a_part(form, trained, picture, tmp_path, capsys):
+    name, config = form
+    checkpoint = trained / 'epoch_1.pth'
+    assert run('check', config, '--workers', 0) == 0
+    printed = capsys.readouterr().out
+    for split in ('val', 'test'):
+        assert (f'{split}: the config has no {split}_dataloader, so there is nothing to check' in printed) == lacks(
+            name, split
+        )
+    # The data root of what is there is set, and of nothing else.
+    run('browse', config, '--num', 1, '--out', tmp_path / 'sheet.png', '--data-root', tmp_path)
+    for split in ('val', 'test'):
+        if lacks(name, split):
+            with pytest.raises(ValueError, match=f'browse_dataset: the config has no {split}_dataloader'):
+                run('browse', config, '--split', split, '--out', tmp_path / 'sheet.png')
+    commands = [
+        ('infer', config, picture, '--checkpoint', checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu'),
+        ('saliency', config, checkpoint, 'train:0', picture, '--out', tmp_path / 's.png', '--device', 'cpu'),
+    ]
+    for command in commands:
+        if name == 'both None':
+            with pytest.raises(ValueError, match='neither a test_dataloader nor a val_dataloader'):
+                run(*command)
+        else:
+            run(*command)
+
+
+def test_export_without_a_test(trained, tmp_path, capsys):
+    pytest.importorskip('onnxscript')
+    arguments = ('--checkpoint', trained / 'epoch_1.pth', '--out', tmp_path / 'model.onnx')
+    assert run('export', variant(trained / 'classes.py', tmp_path, without('test')), *arguments) == 0
+    config = variant(trained / 'classes.py', tmp_path, without('val', 'test'))
+    assert run('export', config, *arguments) == 1
+    assert 'export: prediction on pictures: the config has neither a test_dataloader nor' in capsys.readouterr().err
+    assert run('export', config, *arguments, '--size', 24, 32) in (0, 1)
+
+
+def test_a_part_that_is_half_there_is_named_before_training(trained, tmp_path):
+    config = variant(trained / 'classes.py', tmp_path, 'val_evaluator = None')
+    with pytest.raises(ValueError, match='val_evaluator go together, or all are None.*the config has no val_evaluator'):
+        run('train', config, '--work-dir', tmp_path / 'run', options=SHORT)
+    assert not (tmp_path / 'run').exists()
+    # A test needs neither a whole validation nor a training.
+    none = 'train_dataloader = train_cfg = optim_wrapper = param_scheduler = val_evaluator = None'
+    config = variant(trained / 'classes.py', tmp_path, none)
+    test = ('test', config, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'test')
+    run(*test, '--no-constant', options={})
+    assert (tmp_path / 'test' / 'test_metrics.json').is_file()
+    with pytest.raises(ValueError, match=r'best constant .*\(--no-constant\): the config has no train_dataloader'):
+        run(*test, options={})
+    with pytest.raises(
+        ValueError, match='training: the config has no train_dataloader and no train_cfg and no optim_w'
+    ):
+        run('train', config, '--work-dir', tmp_path / 'run', options={})
+    with pytest.raises(ValueError, match='--method changes optim_wrapper, but the config has none'):
+        run('train', config, '--method', 'ew', options={})
