@@ -27,3 +27,11 @@ def variant(base: Path, folder: Path, text: str) -> Path:
     file = folder / 'variant.py'
     file.write_text(base.read_text() + '\n' + text)
     return file
+
+
+def inherited(folder: Path, text: str) -> Path:
+    """A pure-Python config in ``folder`` that is classes.py with more lines."""
+    file = folder / 'inherited.py'
+    base = 'with read_base():\n    from tests.tools.classes import *'
+    file.write_text(f'from mmengine.config import read_base\n\n{base}\n\n{text}\n')
+    return file

@@ -16,7 +16,7 @@ from mmrepmtl.apis.config_file import read_config
 from mmrepmtl.apis.dataset_check import check_dataset
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import load_results
-from tests.cli.harness import CLASSES, TINY, run, variant
+from tests.cli.harness import CLASSES, TINY, inherited, run, variant
 from tests.tools import own_parts
 
 SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 4}
@@ -73,17 +73,9 @@ def test_both_ways_train_the_same_weights(tmp_path):
     """The augmentation of one's own aside, classes.py says what tiny.py says."""
     options = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 8}
     run('train', TINY, '--work-dir', tmp_path / 'names', options=options)
-    pipeline = "[dict(type='RandomFlip',prob=0.5),dict(type='PackMultiTaskInputs')]"
-    config = variant(CLASSES, CLASSES.parent, '')
-    try:
-        config.write_text(
-            CLASSES.read_text()
-            + "\ntrain_dataloader['dataset']['pipeline'] = train_dataloader['dataset']['pipeline'][1:]\n"
-        )
-        run('train', config, '--work-dir', tmp_path / 'classes', options=options)
-    finally:
-        config.unlink()
-    assert pipeline
+    pipeline = "train_dataloader['dataset']['pipeline']"
+    config = inherited(tmp_path, f'{pipeline} = {pipeline}[1:]')
+    run('train', config, '--work-dir', tmp_path / 'classes', options=options)
     one, two = (load_checkpoint(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('names', 'classes'))
     assert [key for key in one if not torch.equal(one[key], two[key])] == []
 
@@ -160,11 +152,7 @@ def test_check_browse_and_saliency_on_classes(trained, picture, tmp_path, capsys
 
 def test_check_finds_the_defects_of_classes(tmp_path, capsys):
     text = "model['heads']['semseg'].update(num_classes=5)\nval_evaluator[1].update(task='normal')"
-    config = variant(CLASSES, CLASSES.parent, text)
-    try:
-        assert run('check', config, '--workers', 0) == 1
-    finally:
-        config.unlink()
+    assert run('check', inherited(tmp_path, text), '--workers', 0) == 1
     printed = capsys.readouterr().out
     assert "head 'semseg': num_classes=5, but 'semseg' of the training data has 11 classes" in printed
     assert "DepthMetric of 'normal': it evaluates targets of kind 'depth'" in printed
@@ -216,7 +204,8 @@ def test_configs_of_objects_that_a_program_makes(trained, picture, tmp_path):
 OWN = """
 _base_ = '{base}'
 from torch import nn
-from tests.tools.own_parts import DoubleWeighting, OwnBackend, OwnDepthMetric, SmallAdam, SmallDecoder, build_model, pack
+from tests.tools.own_parts import DoubleWeighting, OwnBackend, OwnDepthMetric
+from tests.tools.own_parts import SmallAdam, SmallDecoder, build_model, pack
 
 model = dict(type=build_model, heads=dict(depth=dict(decoder=dict(_delete_=True, type=SmallDecoder, num_convs=1))))
 optim_wrapper = dict(
