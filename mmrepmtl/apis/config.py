@@ -13,7 +13,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
-from mmrepmtl.apis.splits import SPLITS, dataset_of, leaf_datasets, loader_of, metrics_of_split
+from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 
@@ -117,8 +117,7 @@ def load_config(
 
 def _set_data_root(cfg: Config, data_root: str) -> None:
     for split in SPLITS:
-        loader = loader_of(cfg, split) or {}
-        for dataset in leaf_datasets(loader.get('dataset') or {}):
+        for dataset in own_datasets((loader_of(cfg, split) or {}).get('dataset')):
             if 'data_root' in dataset:
                 dataset['data_root'] = data_root
 

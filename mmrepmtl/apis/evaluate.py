@@ -66,8 +66,9 @@ def evaluate(
     meta = state.get('meta', {})
     epoch, selection = meta.get('epoch'), meta.get('selection', 'the checkpoint given')
     runner.logger.info(f'checkpoint: {checkpoint} of epoch {epoch or "unknown"}; selection: {selection}')
-    runner.test()
-    metrics = metrics_of(runner)
+    tested = runner.test()
+    # A config of one's own may have no hook that keeps them.
+    metrics = metrics_of(runner) or dict(tested or {})
     delta = (
         {}
         if stl is None

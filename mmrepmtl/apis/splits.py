@@ -5,6 +5,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmrepmtl.datasets import MultiTaskDataset
+from mmrepmtl.registry import DATASETS
+from mmrepmtl.utils.config_types import is_type
+
 SPLITS = ('train', 'val', 'test')
 
 
@@ -78,14 +82,20 @@ def keep_metrics(evaluator: Any, metrics: list[Mapping[str, Any]]) -> Any:
     return metrics
 
 
-def leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """The configs of data sets that load samples, inside those of wrappers."""
+def own_datasets(dataset: Mapping[str, Any] | None) -> Iterator[Any]:
+    """The configs of data sets inside those of wrappers, such as mmengine's ``RepeatDataset``.
+
+    A :class:`MultiDomainDataset` is a data set and no wrapper: its folder and its targets are its own.
+    """
+    if not dataset:
+        return
     inner = dataset.get('datasets') or ([dataset['dataset']] if dataset.get('dataset') else [])
     children = list(inner.values() if isinstance(inner, Mapping) else inner)
-    if not children:
+    if not children or is_type(dataset.get('type'), DATASETS, MultiTaskDataset):
         yield dataset
+        return
     for child in children:
-        yield from leaf_datasets(child)
+        yield from own_datasets(child)
 
 
 def check_split(cfg: Config, split: str, user: str) -> None:

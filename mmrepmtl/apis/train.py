@@ -10,7 +10,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
-from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, leaf_datasets, listed_metrics, loader_of
+from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
@@ -94,7 +94,7 @@ def single_task_config(cfg: Config, task: str) -> Config:
             raise ValueError(f'--method stl: no metric of {key} has task={task!r}; add one')
         alone[key] = keep_metrics(alone[key], metrics)
     for split in SPLITS:
-        for dataset in leaf_datasets((loader_of(alone, split) or {}).get('dataset') or {}):
+        for dataset in own_datasets((loader_of(alone, split) or {}).get('dataset')):
             dataset['targets'] = [head.get('target') or task]
     alone.work_dir = str(Path(cfg.work_dir, task))
     alone.experiment_name = f'{Path(cfg.work_dir).name}_{task}'

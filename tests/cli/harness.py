@@ -9,6 +9,9 @@ COMMANDS = dict(browse=browse, check=check, export=export, infer=infer, saliency
 TOOLS = Path(__file__).parents[1] / 'tools'
 CLASSES = TOOLS / 'classes.py'
 TINY = TOOLS / 'tiny.py'
+# A training of one step.
+SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 4}
+METRICS = {'semseg/mIoU', 'depth/abs_err', 'normal/mean'}
 _numbers = itertools.count()
 
 

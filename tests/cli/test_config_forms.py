@@ -1,7 +1,6 @@
-"""Every command on configs of classes, and on configs that lack a validation, a test or a training."""
+"""Every command on configs of classes, functions and partials instead of names."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,41 +10,14 @@ from mmengine.config import Config
 
 from mmrepmtl.apis import MultiTaskInferencer, evaluate, load_config, train
 from mmrepmtl.apis.browse import browse_dataset
-from mmrepmtl.apis.config import metric_settings, test_data
-from mmrepmtl.apis.config_file import read_config
+from mmrepmtl.apis.config import _set_data_root, metric_settings, test_data
+from mmrepmtl.apis.config_file import available_configs, read_config
 from mmrepmtl.apis.dataset_check import check_dataset
+from mmrepmtl.apis.train import single_task_config
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import load_results
-from tests.cli.harness import CLASSES, TINY, inherited, run, variant
+from tests.cli.harness import CLASSES, METRICS, SHORT, TINY, inherited, run
 from tests.tools import own_parts
-
-SHORT = {'train_cfg.max_epochs': 1, 'train_dataloader.dataset.num_samples': 4}
-METRICS = {'semseg/mIoU', 'depth/abs_err', 'normal/mean'}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.setenv('LOCAL_RANK', '0')  # the commands set it
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory) -> Path:
-    """The work directory of a run of the config of classes."""
-    folder = tmp_path_factory.mktemp('classes')
-    torch.set_num_threads(1)
-    run('train', CLASSES, '--work-dir', folder, options=SHORT)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def picture(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp('pictures') / 'mine.png'
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    return file
-
-
-# ---- classes ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_config_of_classes_trains_and_its_own_hook_acts(trained):
@@ -252,130 +224,19 @@ def test_a_pure_python_config_imports_its_custom_modules(tmp_path, monkeypatch):
     assert 'Adam' not in cfg and cfg.default_scope == 'mmrepmtl'
 
 
-# ---- parts that are absent -------------------------------------------------------------------------------------------
-
-
-def without(*splits: str) -> str:
-    return ''.join(f'{split}_dataloader = {split}_cfg = {split}_evaluator = None\n' for split in splits)
-
-
-FORMS = {
-    'val None': without('val'),
-    'test None': without('test'),
-    'both None': without('val', 'test'),
-    'val absent': 'del val_dataloader, val_cfg, val_evaluator',
-    'test absent': 'del test_dataloader, test_cfg, test_evaluator',
-    'one metric': 'val_evaluator = val_evaluator[1]\ntest_evaluator = test_evaluator[1]',
-    'Evaluator': "val_evaluator = dict(type='Evaluator', metrics=val_evaluator)\n"
-    "test_evaluator = dict(type='Evaluator', metrics=test_evaluator)",
-}
-
-
-@pytest.fixture(params=FORMS)
-def form(request, trained, tmp_path) -> tuple[str, Path]:
-    return request.param, variant(trained / 'classes.py', tmp_path, FORMS[request.param])
-
-
-def lacks(name: str, *splits: str) -> bool:
-    return name in ('both None', *(f'{split} {how}' for split in splits for how in ('None', 'absent')))
-
-
-def test_training_and_selection_without_a_part(form, tmp_path):
-    name, config = form
-    run('train', config, '--work-dir', tmp_path / 'run', options=SHORT)
-    assert (tmp_path / 'run' / 'epoch_1.pth').is_file()
-    assert (tmp_path / 'run' / 'metrics.json').is_file() != lacks(name, 'val')
-    best = ('train', config, '--selection', 'best-val', '--work-dir', tmp_path / 'best')
-    if lacks(name, 'val'):
-        with pytest.raises(ValueError, match='--selection best-val: the config has no val_dataloader and no val_cfg'):
-            run(*best, options=SHORT)
-    else:
-        run(*best, options=SHORT)
-        assert (tmp_path / 'best' / 'best.pth').is_file()
-
-
-def test_single_tasks_without_a_part(form, tmp_path):
-    name, config = form
-    stl = ('train', config, '--method', 'stl', '--work-dir', tmp_path / 'stl')
-    if lacks(name, 'test'):
-        message = '--method stl, which measures each task on the test set: the config has no test_dataloader'
-    elif name == 'one metric':
-        message = "--method stl: no metric of val_evaluator has task='semseg'"
-    else:
-        run(*stl, options=SHORT)
-        assert set(load_results(tmp_path / 'stl' / 'stl.json')[0]) >= METRICS
-        return
-    with pytest.raises(ValueError, match=message):
-        run(*stl, options=SHORT)
-    assert not (tmp_path / 'stl').exists()
-
-
-def test_test_without_a_part(form, trained, tmp_path):
-    name, config = form
-    command = ('test', config, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'test')
-    if lacks(name, 'test'):
-        with pytest.raises(ValueError, match='^test: the config has no test_dataloader and no test_cfg and no test_ev'):
-            run(*command, options={})
-        return
-    run(*command, options={})
-    metrics, meta = load_results(tmp_path / 'test' / 'test_metrics.json')
-    assert set(meta['constant']) == set(metrics)
-    assert set(metrics) >= ({'depth/abs_err'} if name == 'one metric' else METRICS)
-
-
-def test_looking_at_data_and_pictures_without_a_part(form, trained, picture, tmp_path, capsys):
-    name, config = form
-    checkpoint = trained / 'epoch_1.pth'
-    assert run('check', config, '--workers', 0) == 0
-    printed = capsys.readouterr().out
-    for split in ('val', 'test'):
-        assert (f'{split}: the config has no {split}_dataloader, so there is nothing to check' in printed) == lacks(
-            name, split
-        )
-    # The data root of what is there is set, and of nothing else.
-    run('browse', config, '--num', 1, '--out', tmp_path / 'sheet.png', '--data-root', tmp_path)
-    for split in ('val', 'test'):
-        if lacks(name, split):
-            with pytest.raises(ValueError, match=f'browse_dataset: the config has no {split}_dataloader'):
-                run('browse', config, '--split', split, '--out', tmp_path / 'sheet.png')
-    commands = [
-        ('infer', config, picture, '--checkpoint', checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu'),
-        ('saliency', config, checkpoint, 'train:0', picture, '--out', tmp_path / 's.png', '--device', 'cpu'),
-    ]
-    for command in commands:
-        if name == 'both None':
-            with pytest.raises(ValueError, match='neither a test_dataloader nor a val_dataloader'):
-                run(*command)
-        else:
-            run(*command)
-
-
-def test_export_without_a_test(trained, tmp_path, capsys):
-    pytest.importorskip('onnxscript')
-    arguments = ('--checkpoint', trained / 'epoch_1.pth', '--out', tmp_path / 'model.onnx')
-    assert run('export', variant(trained / 'classes.py', tmp_path, without('test')), *arguments) == 0
-    config = variant(trained / 'classes.py', tmp_path, without('val', 'test'))
-    assert run('export', config, *arguments) == 1
-    assert 'export: prediction on pictures: the config has neither a test_dataloader nor' in capsys.readouterr().err
-    assert run('export', config, *arguments, '--size', 24, 32) in (0, 1)
-
-
-def test_a_part_that_is_half_there_is_named_before_training(trained, tmp_path):
-    config = variant(trained / 'classes.py', tmp_path, 'val_evaluator = None')
-    with pytest.raises(ValueError, match='val_evaluator go together, or all are None.*the config has no val_evaluator'):
-        run('train', config, '--work-dir', tmp_path / 'run', options=SHORT)
-    assert not (tmp_path / 'run').exists()
-    # A test needs neither a whole validation nor a training.
-    none = 'train_dataloader = train_cfg = optim_wrapper = param_scheduler = val_evaluator = None'
-    config = variant(trained / 'classes.py', tmp_path, none)
-    test = ('test', config, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'test')
-    run(*test, '--no-constant', options={})
-    assert (tmp_path / 'test' / 'test_metrics.json').is_file()
-    with pytest.raises(ValueError, match=r'best constant .*\(--no-constant\): the config has no train_dataloader'):
-        run(*test, options={})
-    with pytest.raises(
-        ValueError, match='training: the config has no train_dataloader and no train_cfg and no optim_w'
-    ):
-        run('train', config, '--work-dir', tmp_path / 'run', options={})
-    with pytest.raises(ValueError, match='--method changes optim_wrapper, but the config has none'):
-        run('train', config, '--method', 'ew', options={})
+def test_folders_and_targets_reach_data_sets_inside_wrappers_and_stay_with_domains():
+    for name, inner in (('gta5_cityscapes', 'gta5'), ('nyuv2', None)):
+        config = next(config for config in available_configs() if config.startswith(f'{name}/'))
+        cfg = load_config(config, data_root='/data')
+        dataset = cfg.train_dataloader.dataset
+        assert dataset.data_root == '/data'
+        if inner:
+            assert dataset.datasets[inner].data_root == inner
+            alone = single_task_config(cfg, inner).train_dataloader.dataset
+            assert alone.targets == [inner] and 'targets' not in alone.datasets[inner]
+    wrapped = {'train_dataloader.dataset': dict(type='RepeatDataset', times=2, dataset=dict(dataset))}
+    cfg = load_config(config, data_root='/other', cfg_options=wrapped)
+    _set_data_root(cfg, '/other')
+    assert cfg.train_dataloader.dataset.dataset.data_root == '/other'
+    task = next(iter(cfg.model.heads))
+    assert single_task_config(cfg, task).train_dataloader.dataset.dataset.targets == [task]
