@@ -2,7 +2,7 @@
 
 import sys
 
-from mmrepmtl_cli import main
+from mmrepmtl.cli import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -101,7 +101,7 @@ from pathlib import Path
 import mmrepmtl
 import torch
 from mmrepmtl.apis import available_configs, load_config
-from mmrepmtl_cli import main
+from mmrepmtl.cli import main
 
 torch.set_num_threads(1)
 tiny = ['model.encoder.name=test_resnet', 'model.encoder.output_stride=None', 'model.encoder.model_args=None']

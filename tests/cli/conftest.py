@@ -14,7 +14,7 @@ def one_thread(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')  # the commands set it
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def trained(tmp_path_factory) -> Path:
     """The work directory of a run of the config of classes."""
     folder = tmp_path_factory.mktemp('classes')
@@ -23,7 +23,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def picture(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp('pictures') / 'mine.png'
     cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
