@@ -84,7 +84,8 @@ def test_the_marks_of_the_prefix_change_neither_method_nor_test_set(tmp_path):
     from mmrepmtl.registry import OPTIM_WRAPPERS
 
     (tmp_path / 'own.py').write_text(
-        "_base_ = 'mmrepmtl::synth_rooms/quickstart.py'\noptim_wrapper = dict(weighting=_base_.optim_wrapper.weighting)\n"
+        "_base_ = 'mmrepmtl::synth_rooms/quickstart.py'\n"
+        'optim_wrapper = dict(weighting=_base_.optim_wrapper.weighting)\n'
     )
     signatures = []
     for path in (tmp_path / 'own.py', QUICKSTART):
