@@ -14,6 +14,7 @@ from mmrepmtl.apis import config as api
 from mmrepmtl.apis.browse import browse_dataset
 from mmrepmtl.apis.config_file import available_configs, read_config
 from mmrepmtl.apis.dataset_check import check_dataset
+from mmrepmtl.apis.demo import Demo, _heading
 from mmrepmtl.apis.train import single_task_config
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import load_results
@@ -143,6 +144,13 @@ def test_infer_and_export_on_classes(trained, picture, tmp_path):
     assert a.shape[:2] == (30, 40) and np.array_equal(a, b)
     pytest.importorskip('onnxscript')
     assert run('export', trained, '--out', tmp_path / 'model.onnx') == 0
+
+
+def test_the_demo_knows_the_embedded_data_set_in_each_way(trained):
+    inferencer = MultiTaskInferencer(trained, device='cpu')
+    assert 'has seen rendered rooms only' in _heading(Demo(inferencer))
+    inferencer.cfg.train_dataloader = None
+    assert 'has seen rendered rooms only' not in _heading(Demo(inferencer))
 
 
 def test_configs_of_objects_that_a_program_makes(trained, picture, tmp_path):
