@@ -9,7 +9,9 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEMO := $(VENV)/.installed-demo
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
-.PHONY: install install-demo install-docs quickstart demo docs test lint clean
+LOWEST := .venv-lowest
+
+.PHONY: install install-demo install-docs quickstart demo docs test test-lowest package package-check lint clean
 
 install: $(INSTALLED)
 
@@ -55,9 +57,33 @@ docs: install-docs
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The quick tests with the lowest versions that requirements/ allow (of what they name; what these need is the newest).
+# The ONNX export and the web demo have higher bounds of their own and skip themselves there.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+$(LOWEST)/.installed: $(INSTALLED)
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tools/misc/lowest_requirements.py runtime mm tests > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check uninstall -q -y opencv-python
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -c requirements/constraints.txt --no-deps opencv-python-headless
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --no-deps -e .
+	@touch $@
+
+# Wheel and source distribution in dist/; what is left of an older build would go into them.
+package: install
+	rm -rf build dist *.egg-info
+	$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
+	rm -rf build *.egg-info
+
+# What is in both, and the wheel at work in a clean environment outside this folder.
+package-check: install
+	$(BIN)/python -m pytest tests/test_package.py
+
 lint: install
 	$(BIN)/python -m ruff check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis docs/api docs/_build
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis docs/api docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,13 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['mmrepmtl', 'mmrepmtl.*']),
+    py_modules=['mmrepmtl_cli'],
+    # In a checkout, links in the package lead to `configs`, since mmengine looks in the package: in .mim for a config
+    # `mmrepmtl::NAME`, in mmrepmtl/configs for `from mmrepmtl.configs... import`. A wheel holds the files themselves.
+    package_data={
+        'mmrepmtl': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*.py', 'configs/**/*.py'],
+    },
+    entry_points={'console_scripts': ['mmrepmtl = mmrepmtl_cli:main']},
     install_requires=read_requirements('runtime'),
     extras_require={
         'mm': read_requirements('mm'),

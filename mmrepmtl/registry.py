@@ -5,6 +5,7 @@ The optim wrapper and the hooks are registered in mmengine's own (root) registri
 """
 
 import mmengine.registry
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
@@ -24,6 +25,9 @@ __all__ = [
     'TRANSFORMS',
     'WEIGHTINGS',
 ]
+
+# Configs of others may inherit from ours, `_base_ = 'mmrepmtl::FOLDER/NAME.py'`: mmengine looks packages up here.
+MODULE2PACKAGE.setdefault('mmrepmtl', 'mmrepmtl')
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmrepmtl', locations=['mmrepmtl.models'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmrepmtl', locations=['mmrepmtl.datasets'])
@@ -52,7 +56,8 @@ for _name in (
     'FUNCTIONS',
 ):
     _parent = getattr(mmengine.registry, _name)
-    Registry(_parent.name, parent=_parent, scope='mmrepmtl')
+    # A registry of a package in that table must say what to import.
+    Registry(_parent.name, parent=_parent, scope='mmrepmtl', locations=['mmrepmtl.engine'])
 
 WEIGHTINGS = Registry('loss weighting', scope='mmrepmtl', locations=['mmrepmtl.engine.methods'])
 AGGREGATORS = Registry('gradient aggregator', scope='mmrepmtl', locations=['mmrepmtl.engine.methods'])

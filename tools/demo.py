@@ -1,55 +1,15 @@
 #!/usr/bin/env python
-"""Serves a web page on this machine: pick or drop a picture, see all tasks' predictions and each task's saliency.
+"""The command ``mmrepmtl demo``, in a checkout: without an argument it serves the model of `make quickstart`."""
 
-Without CONFIG_OR_WORKDIR it is the model of `make quickstart`, in work_dirs/quickstart.
-"""
-
-import argparse
-import signal
-import sys
 from pathlib import Path
 
-from mmrepmtl.apis import MultiTaskInferencer
-from mmrepmtl.apis.demo import serve
+from mmrepmtl.cli import demo
 
 QUICKSTART = Path(__file__).resolve().parents[1] / 'work_dirs' / 'quickstart'
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'config_or_workdir', nargs='?', help='a config file, or the work directory of a run (default: the quickstart)'
-    )
-    parser.add_argument('--checkpoint', help='the file (default: the last one of the work directory)')
-    parser.add_argument(
-        '--host', default='127.0.0.1', help='address to listen on (default: 127.0.0.1, this machine only)'
-    )
-    parser.add_argument('--port', type=int, default=7860)
-    parser.add_argument('--device', help='for example cuda:0 or cpu (default: a GPU where there is one)')
-    parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
-    )
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parse_args()
-    if args.config_or_workdir is None and not (QUICKSTART / 'last_checkpoint').is_file():
-        sys.exit(
-            f'{QUICKSTART} holds no trained model: run `make quickstart` once (minutes), which makes it, or give '
-            'CONFIG_OR_WORKDIR'
-        )
-    # As Ctrl-C, so that the uploaded pictures are removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        inferencer = MultiTaskInferencer(
-            args.config_or_workdir or QUICKSTART, args.checkpoint, args.device, size=args.size
-        )
-        serve(inferencer, args.host, args.port)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'demo: {error}')
-    except KeyboardInterrupt:
-        pass  # Ctrl-C or kill: how a server is meant to end
+    demo.main(quickstart=QUICKSTART)
 
 
 if __name__ == '__main__':

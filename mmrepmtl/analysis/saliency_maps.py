@@ -19,7 +19,9 @@ from mmrepmtl.methods.csa import as_positions
 from mmrepmtl.methods.rep_mtl import RepMTL
 from mmrepmtl.methods.saliency import task_saliency
 from mmrepmtl.methods.tsr import ownership
+from mmrepmtl.registry import REGULARIZERS
 from mmrepmtl.structures import KINDS, KindTable, MultiTaskDataSample
+from mmrepmtl.utils.config_types import is_type
 
 
 class SaliencySettings(NamedTuple):
@@ -33,10 +35,15 @@ class SaliencySettings(NamedTuple):
     @classmethod
     def of(cls, cfg: Config) -> 'SaliencySettings':
         """Those of a config: its optim wrapper's ``shared``, and what its ``RepMTL``, if it has one, is told of Z."""
-        wrapper = cfg.optim_wrapper
-        rep_mtl = next((r for r in wrapper.get('regularizers') or [] if r['type'] in ('RepMTL', RepMTL)), {})
+        wrapper = cfg.get('optim_wrapper') or {}
+        if 'shared' not in wrapper:
+            raise ValueError(
+                'saliency: the config has no optim_wrapper.shared, which names the module whose output is Z'
+            )
+        configs = [r for r in wrapper.get('regularizers') or [] if isinstance(r, Mapping)]
+        rep_mtl = next((r for r in configs if is_type(r['type'], REGULARIZERS, RepMTL)), {})
         return cls(
-            wrapper.shared,
+            wrapper['shared'],
             rep_mtl.get('saliency_transform', 'log'),
             rep_mtl.get('layout', 'NCHW'),
             rep_mtl.get('num_prefix_tokens', 0),

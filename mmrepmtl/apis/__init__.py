@@ -1,4 +1,5 @@
-from .config import available_methods, finish_launch, load_config
+from .config import available_methods, describe_methods, finish_launch, load_config
+from .config_file import available_configs, get_config
 from .evaluate import evaluate
 from .inferencer import InferenceResult, MultiTaskInferencer
 from .selection import apply_selection
@@ -8,9 +9,12 @@ __all__ = [
     'InferenceResult',
     'MultiTaskInferencer',
     'apply_selection',
+    'available_configs',
     'available_methods',
+    'describe_methods',
     'evaluate',
     'finish_launch',
+    'get_config',
     'load_config',
     'train',
     'train_single_tasks',

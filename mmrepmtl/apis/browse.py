@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from mmrepmtl.apis.splits import dataset_of
 from mmrepmtl.datasets import EpochIndex
 from mmrepmtl.registry import DATASETS, MODELS
 from mmrepmtl.visualization import write_picture
@@ -46,12 +47,10 @@ def browse_dataset(
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     if num < 1:
         raise ValueError(f'browse_dataset: num={num} must be at least 1')
-    if cfg.get(f'{split}_dataloader') is None:
-        raise ValueError(f'browse_dataset: the config has no {split}_dataloader')
-    dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    dataset = DATASETS.build(dataset_of(cfg, split, 'browse_dataset'))
     count = min(num, len(dataset))
     numbers = [round(number) for number in np.linspace(0, len(dataset) - 1, count)]
-    seed = cfg.get('randomness', {}).get('seed') or 0 if seed is None else seed
+    seed = (cfg.get('randomness') or {}).get('seed') or 0 if seed is None else seed
     indices = [EpochIndex(number, epoch, seed) if split == 'train' else number for number in numbers]
     items = [dataset[index] for index in indices]
     batch = dict(inputs=[item['inputs'] for item in items], data_samples=[item['data_samples'] for item in items])
@@ -75,13 +74,13 @@ def denormalise(images: Tensor, preprocessor: nn.Module) -> Tensor:
 
 
 def _preprocessor(cfg: Config) -> nn.Module:
-    config = cfg.get('model', {}).get('data_preprocessor') or dict(type='mmrepmtl.MultiTaskDataPreprocessor')
+    config = (cfg.get('model') or {}).get('data_preprocessor') or dict(type='mmrepmtl.MultiTaskDataPreprocessor')
     return MODELS.build(config)
 
 
 def _captions(cfg: Config, declared: Mapping[str, Any]) -> dict[str, str]:
     """Above each target the tasks that learn it."""
-    heads = cfg.get('model', {}).get('heads') or {}
+    heads = (cfg.get('model') or {}).get('heads') or {}
     tasks = {name: [task for task, head in heads.items() if (head.get('target') or task) == name] for name in declared}
     return {
         name: name if learners == [name] else f'{name} ({", ".join(learners) or "no head"})'

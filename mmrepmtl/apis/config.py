@@ -12,25 +12,36 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
+from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
+from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
+from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 
 METHOD_KEYS = ('loss_transform', 'weighting', 'aggregator', 'regularizers')
 
 
 def _method_folder(config_file: Path) -> Path:
-    """``_base_/methods`` above the config file, else that of this repository."""
-    for folder in (*config_file.resolve().parents, Path(__file__).resolve().parents[2] / 'configs'):
+    """``_base_/methods`` above the config file, else that of this package."""
+    for folder in config_file.resolve().parents:
         if (folder / '_base_' / 'methods').is_dir():
             return folder / '_base_' / 'methods'
-    raise ValueError(
-        f'{config_file}: no folder _base_/methods above it, and no configs/ beside the package; --method needs '
-        'a checkout of the repository'
-    )
+    return configs_folder() / '_base_' / 'methods'
 
 
-def available_methods(config_file: str | Path) -> list[str]:
-    """Names that ``--method`` takes for this config."""
-    return sorted(path.stem for path in _method_folder(Path(config_file)).glob('*.py'))
+def available_methods(config_file: str | Path | None = None) -> list[str]:
+    """Names that ``--method`` takes for a config; None: the methods of this package."""
+    folder = _method_folder(configs_folder() / 'any' if config_file is None else find_config(config_file))
+    return sorted(path.stem for path in folder.glob('*.py'))
+
+
+def describe_methods(config_file: str | Path | None = None) -> dict[str, str]:
+    """{name: the first line of its overlay, which says what it is} of :func:`available_methods`."""
+    folder = _method_folder(configs_folder() / 'any' if config_file is None else find_config(config_file))
+    lines = {}
+    for path in sorted(folder.glob('*.py')):
+        text = path.read_text(encoding='utf-8').splitlines()
+        lines[path.stem] = text[0].lstrip('# ').strip() if text and text[0].startswith('#') else ''
+    return lines
 
 
 def load_config(
@@ -51,7 +62,7 @@ def load_config(
     """Loads a config and applies the command line to it.
 
     Args:
-        path: The config file.
+        path: The config file, or the name of a config of this package, see :func:`find_config`.
         method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
         work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
         resume: True: from the last checkpoint in the work directory; a path: from that.
@@ -67,13 +78,16 @@ def load_config(
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: For an unknown method; lists those there are. For options of an encoder where there is none.
+        ValueError: For an unknown method; lists those there are. For options of an encoder, an optim wrapper or a data
+            set where there is none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no config {path}')
-    cfg = Config.fromfile(path)
+    path = find_config(path)
+    cfg = read_config(path)
+    cfg.setdefault('default_scope', 'mmrepmtl')
     cfg.launcher = launcher
+    for option, value in (('--method', method), ('--regularizer', regularizer), ('--precision', precision)):
+        if value is not None and not cfg.get('optim_wrapper'):
+            raise ValueError(f'{path}: {option} changes optim_wrapper, but the config has none')
     if method is not None:
         _overlay(cfg, path, method)
     if regularizer is not None:
@@ -85,10 +99,7 @@ def load_config(
     if seed is not None:
         cfg.merge_from_dict({'randomness.seed': seed})
     if data_root is not None:
-        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            dataset = cfg.get(key, {}).get('dataset', {})
-            if 'data_root' in dataset:
-                dataset.data_root = data_root
+        _set_data_root(cfg, data_root)
     if cfg_options:
         cfg.merge_from_dict(dict(cfg_options))
     _seed_methods(cfg)
@@ -102,6 +113,13 @@ def load_config(
     if force_resume:
         cfg.optim_wrapper.force_resume = True
     return cfg
+
+
+def _set_data_root(cfg: Config, data_root: str) -> None:
+    for split in SPLITS:
+        for dataset in own_datasets((loader_of(cfg, split) or {}).get('dataset')):
+            if 'data_root' in dataset:
+                dataset['data_root'] = data_root
 
 
 def _overlay(cfg: Config, path: Path, method: str) -> None:
@@ -127,11 +145,11 @@ def _overlay(cfg: Config, path: Path, method: str) -> None:
 def _num_batches(cfg: Config) -> int:
     """How many independent batches a step of the config's aggregator takes."""
     aggregator = cfg.optim_wrapper.get('aggregator')
-    return getattr(AGGREGATORS.get(aggregator['type']) if aggregator else None, 'num_batches', 1)
+    return getattr(find_type(aggregator['type'], AGGREGATORS) if aggregator else None, 'num_batches', 1)
 
 
 def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) -> None:
-    encoder = cfg.get('model', {}).get('encoder')
+    encoder = (cfg.get('model') or {}).get('encoder')
     if not isinstance(encoder, Mapping):
         raise ValueError(
             '--encoder-checkpointing and --compile-encoder set model.encoder.grad_checkpointing and '
@@ -145,10 +163,10 @@ def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) 
 
 def _seed_methods(cfg: Config) -> None:
     """Gives methods that draw random numbers the run's seed: repetitions with other seeds must differ in these too."""
-    seed = cfg.get('randomness', {}).get('seed')
+    seed = (cfg.get('randomness') or {}).get('seed')
     for key, registry in (('weighting', WEIGHTINGS), ('aggregator', AGGREGATORS)):
-        method = cfg.optim_wrapper.get(key)
-        kind = registry.get(method['type']) if method else None
+        method = (cfg.get('optim_wrapper') or {}).get(key)
+        kind = find_type(method['type'], registry) if method else None
         if seed is not None and kind is not None and 'seed' in inspect.signature(kind).parameters:
             method.setdefault('seed', seed)
 
@@ -160,32 +178,41 @@ def _add_regularizers(cfg: Config, path: Path, name: str) -> None:
     if cfg.get('single_task'):
         raise ValueError('--regularizer: a task that is trained alone has no other task to be regularised against')
     added = _read_overlay(path, name).optim_wrapper.regularizers
-    present = {regularizer['type'] for regularizer in cfg.optim_wrapper.get('regularizers') or []}
-    twice = [regularizer['type'] for regularizer in added if regularizer['type'] in present]
+    present = {type_name(regularizer['type']) for regularizer in cfg.optim_wrapper.get('regularizers') or []}
+    twice = [name for name in (type_name(regularizer['type']) for regularizer in added) if name in present]
     if twice:
         raise ValueError(f'--regularizer: the method has {twice[0]} already; leave out one of the two')
     cfg.optim_wrapper.regularizers = [*(cfg.optim_wrapper.get('regularizers') or []), *added]
 
 
 def _read_overlay(path: Path, name: str) -> Config:
-    return Config.fromfile(_method_folder(path) / f'{name}.py')
+    return read_config(_method_folder(path) / f'{name}.py')
 
 
 def test_data(cfg: Config) -> str:
     """What the test metrics are computed on, as text: two results are comparable if it is equal.
 
-    Where the files lie and which targets a single-task run loads make no difference.
+    Where the files lie, which targets a single-task run loads and how classes are named make no difference.
+
+    Raises:
+        ValueError: If the config has no test data.
     """
-    dataset = {key: value for key, value in cfg.test_dataloader.dataset.items() if key not in ('data_root', 'targets')}
-    return json.dumps(dataset, sort_keys=True, default=str)
+    return dataset_text(dataset_of(cfg, 'test', 'test data'))
+
+
+def dataset_text(dataset: Mapping[str, Any]) -> str:
+    """A data set's config as text, without what does not change its samples; see :func:`test_data`."""
+    dataset = {key: value for key, value in plain_data(dataset).items() if key not in ('data_root', 'targets')}
+    return json.dumps(dataset, sort_keys=True)
 
 
 def metric_settings(cfg: Config) -> dict[str, str]:
     """How the test metrics are computed, as text by task: what is set there besides names, ``reduction`` for one."""
     names = ('task', 'target', 'prefix', 'report', 'num_classes')
-    settings = {metric.get('prefix') or metric.task: dict(metric) for metric in cfg.test_evaluator}
+    metrics = [plain_data(metric) for metric in metrics_of_split(cfg, 'test', 'metric settings')]
+    settings = {metric.get('prefix') or metric.get('task') or metric['type']: metric for metric in metrics}
     return {
-        task: json.dumps({key: value for key, value in metric.items() if key not in names}, sort_keys=True, default=str)
+        task: json.dumps({key: value for key, value in metric.items() if key not in names}, sort_keys=True)
         for task, metric in settings.items()
     }
 

@@ -1,14 +1,16 @@
 """What must agree between the parts of a config: heads, metrics, data sets and loaders."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmrepmtl.apis.splits import listed_metrics
 from mmrepmtl.registry import METRICS, MODELS
 from mmrepmtl.structures import KINDS
+from mmrepmtl.utils.config_types import find_type, type_name
 
 Targets = Mapping[str, Mapping[str, Any]]
 """``metainfo['targets']``: {name: its declaration}."""
@@ -37,8 +39,8 @@ def check_links(cfg: Config, targets: Mapping[str, Targets]) -> tuple[list[str],
         unused = [name for name in targets.get('train', {}) if name not in used]
         notes += [f'train: no head reads the target {name!r}; leave it out with targets=[...]' for name in unused]
     for split in ('val', 'test'):
-        metrics = cfg.get(f'{split}_evaluator')
-        if metrics is None or split not in targets:
+        metrics = listed_metrics(cfg.get(f'{split}_evaluator'))
+        if not metrics or split not in targets:
             continue
         for sentence in _check_metrics(metrics, heads, targets[split], notes, split):
             defects.append(f'{split}: {sentence}')
@@ -78,12 +80,12 @@ def check_loader(loader: Mapping[str, Any], dataset: Any, split: str) -> tuple[l
 
 
 def _heads(cfg: Config) -> dict[str, Mapping] | None:
-    heads = cfg.get('model', {}).get('heads')
+    heads = (cfg.get('model') or {}).get('heads')
     return dict(heads) if isinstance(heads, Mapping) else None
 
 
-def _kind_of(head: Mapping) -> tuple[str | None, type | None]:
-    cls = head['type'] if isinstance(head.get('type'), type) else MODELS.get(head.get('type', ''))
+def _kind_of(head: Mapping) -> tuple[str | None, Callable | None]:
+    cls = find_type(head.get('type', ''), MODELS)
     return getattr(cls, 'kind', None), cls
 
 
@@ -101,8 +103,8 @@ def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str
             continue
         if targets[name]['kind'] != kind:
             yield (
-                f'head {task!r}: {cls.__name__} learns targets of kind {kind!r}, but {name!r} of the training data is '
-                f'of kind {targets[name]["kind"]!r}'
+                f'head {task!r}: {type_name(cls)} learns targets of kind {kind!r}, but {name!r} of the training data '
+                f'is of kind {targets[name]["kind"]!r}'
             )
         elif kind in KINDS and (option := KINDS[kind].count):
             key = KINDS[kind].names
@@ -114,17 +116,16 @@ def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str
 
 
 def _check_metrics(
-    metrics: Sequence | Mapping, heads: Mapping | None, targets: Targets, notes: list[str], split: str
+    metrics: Sequence[Mapping], heads: Mapping | None, targets: Targets, notes: list[str], split: str
 ) -> Iterator[str]:
-    metrics = [metrics] if isinstance(metrics, Mapping) else list(metrics)
     evaluated = set()
     for metric in metrics:
         task = metric.get('task')
         if task is None:
             continue
         evaluated.add(task)
-        cls = metric['type'] if isinstance(metric['type'], type) else METRICS.get(metric['type'])
-        label = f'{getattr(cls, "__name__", metric["type"])} of {task!r}'
+        cls = find_type(metric['type'], METRICS)
+        label = f'{type_name(metric["type"])} of {task!r}'
         if heads is not None and task not in heads:
             yield f'{label}: the model has no such task, only {_listed(heads)}'
         name = metric.get('target') or task

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from mmrepmtl.apis.config_check import check_links, check_loader
 from mmrepmtl.apis.sample_facts import SampleFacts, TargetFacts, inspect_sample
+from mmrepmtl.apis.splits import dataset_of, loader_of
 from mmrepmtl.datasets import MultiTaskDataset
 from mmrepmtl.datasets.conversion import ProgressLines
 from mmrepmtl.registry import DATASETS
@@ -50,10 +51,11 @@ def check_dataset(
     datasets: dict[str, Any] = {}
     read: dict[str, tuple[str, set[str]]] = {}
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is None:
+        loader = loader_of(cfg, split)
+        if not loader:
+            found.take([], [f'{split}: the config has no {split}_dataloader, so there is nothing to check'])
             continue
-        dataset = _build(loader.dataset, split, found)
+        dataset = _build(dataset_of(cfg, split, 'check'), split, found)
         if dataset is None:
             continue
         datasets[split] = dataset
@@ -64,7 +66,7 @@ def check_dataset(
             continue
         counts = list(_other_counts(split, dataset))
         found.take(*([], counts) if allow_partial else (counts, []))
-        paths = _read(dataset, split, workers, max_errors, cfg.get('randomness', {}).get('seed') or 0, found)
+        paths = _read(dataset, split, workers, max_errors, (cfg.get('randomness') or {}).get('seed') or 0, found)
         read[split] = (str(loader.dataset), paths)
     found.take(*check_links(cfg, {split: _targets(dataset) for split, dataset in datasets.items()}))
     _check_overlap({split: paths for split, (_, paths) in read.items()}, found)

@@ -15,9 +15,11 @@ from PIL import Image
 from mmrepmtl.analysis.saliency_maps import SaliencySettings, mirrored_targets, saliency_maps
 from mmrepmtl.apis.demo_panels import CSS, Panel, input_panel, panel_size, prediction_panel, saliency_panels
 from mmrepmtl.apis.inferencer import MultiTaskInferencer
+from mmrepmtl.apis.splits import loader_of
 from mmrepmtl.datasets import SynthRoomsDataset
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.config_types import type_name
 from mmrepmtl.visualization import write_picture
 from mmrepmtl.visualization.draw import to_picture
 from mmrepmtl.visualization.panels import fit
@@ -213,7 +215,8 @@ def _panel(gr: Any, name: str, title: str, kind: str = '') -> tuple[Any, Any]:
 def _heading(demo: Demo) -> str:
     checkpoint = Path(demo.inferencer.checkpoint)
     kinds = ', '.join(f'{task} ({meta["kind"]})' for task, meta in demo.metas.items())
-    data = demo.inferencer.cfg.get('train_dataloader', {}).get('dataset', {}).get('type')
+    loader = loader_of(demo.inferencer.cfg, 'train') or {}
+    data = type_name((loader.get('dataset') or {}).get('type'))
     trained_on = ', which has seen rendered rooms only and is often wrong on photos' if data == _EMBEDDED else ''
     return (
         '# mmrepmtl: one network, all tasks at once\n'

@@ -1,5 +1,6 @@
 """Evaluation of a checkpoint: metrics, the best constant beside them, Delta p, pictures."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.splits import check_split, dataset_of, metrics_of_split
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
@@ -21,6 +23,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.utils.config_types import name_types, plain_data
 
 
 def evaluate(
@@ -48,19 +51,24 @@ def evaluate(
         work directory.
 
     Raises:
-        ValueError: If the checkpoint is refused or does not fit the model.
+        ValueError: If the checkpoint is refused or does not fit the model, or the config lacks a part of the test.
     """
+    check_split(cfg, 'test', 'test')
+    if constant:
+        dataset_of(cfg, 'train', 'test: the best constant predictions are those of the training set (--no-constant)')
+    name_types(cfg)
     prepare_launch(cfg)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
-    runner = Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(_without_incomplete_parts(cfg))
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})
     epoch, selection = meta.get('epoch'), meta.get('selection', 'the checkpoint given')
     runner.logger.info(f'checkpoint: {checkpoint} of epoch {epoch or "unknown"}; selection: {selection}')
-    runner.test()
-    metrics = metrics_of(runner)
+    tested = runner.test()
+    # A config of one's own may have no hook that keeps them.
+    metrics = metrics_of(runner) or dict(tested or {})
     delta = (
         {}
         if stl is None
@@ -93,6 +101,19 @@ def evaluate(
     return dict(metrics=metrics, constant=constants, delta=delta)
 
 
+def _without_incomplete_parts(cfg: Config) -> Config:
+    """A copy without a training or validation that lacks something, which mmengine refuses and a test does not need."""
+    cfg = copy.deepcopy(cfg)
+    for keys in (
+        ('train_dataloader', 'train_cfg', 'optim_wrapper'),
+        ('val_dataloader', 'val_cfg', 'val_evaluator'),
+    ):
+        if any(cfg.get(key) is None for key in keys):
+            for key in (*keys, *(('param_scheduler',) if 'optim_wrapper' in keys else ())):
+                cfg[key] = None
+    return cfg
+
+
 def load_weights(model, weights: dict, checkpoint: str | Path) -> None:
     """Loads all weights or says which do not fit."""
     try:
@@ -117,17 +138,18 @@ def metrics_of(runner: Runner) -> dict[str, float]:
 def _constants(cfg: Config) -> dict[str, float]:
     """Metrics of the best constants, remembered in the work directory beside what they were computed from."""
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
-    train_cfg = dict(cfg.train_dataloader.dataset, pipeline=cfg.test_dataloader.dataset.pipeline, test_mode=True)
-    source = json.dumps([train_cfg, cfg.test_dataloader.dataset, cfg.test_evaluator], default=str, sort_keys=True)
+    test_set, metrics_cfg = dataset_of(cfg, 'test', 'test'), metrics_of_split(cfg, 'test', 'test')
+    train_cfg = dict(dataset_of(cfg, 'train', 'test'), pipeline=test_set.get('pipeline', []), test_mode=True)
+    source = json.dumps(plain_data([train_cfg, test_set, metrics_cfg]), sort_keys=True)
     file = Path(cfg.work_dir, 'constants.json')
     if file.is_file():
         known = json.loads(file.read_text())
         if known['source'] == source:
             return known['metrics']
     print('best constant predictions of the training set (once per data set):')
-    constants = fit_constants(DATASETS.build(train_cfg), cfg.test_evaluator)
+    constants = fit_constants(DATASETS.build(train_cfg), metrics_cfg)
     print()
-    metrics = evaluate_constants(DATASETS.build(cfg.test_dataloader.dataset), cfg.test_evaluator, constants)
+    metrics = evaluate_constants(DATASETS.build(test_set), metrics_cfg, constants)
     print()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1))

@@ -153,7 +153,7 @@ def _need_packages() -> None:
 def _without_compilation(cfg: Config) -> Config:
     """The config without ``compile`` of the encoder: the comparison would compile it again for each shape."""
     cfg = copy.deepcopy(cfg)
-    encoder = cfg.model.get('encoder', {})
+    encoder = cfg.model.get('encoder') or {}
     if 'compile' in encoder:
         encoder['compile'] = False
     return cfg

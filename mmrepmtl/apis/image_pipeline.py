@@ -7,6 +7,7 @@ import numpy as np
 from mmengine.config import Config
 from torch import Tensor
 
+from mmrepmtl.apis.splits import picture_dataset
 from mmrepmtl.datasets.base import _build_transform, isolated_rng
 from mmrepmtl.datasets.transforms import functional as F
 from mmrepmtl.datasets.transforms.formatting import PackMultiTaskInputs
@@ -25,6 +26,8 @@ class Prepared(NamedTuple):
 class ImagePipeline:
     """Runs the transforms of the config's test data set on a picture, and remembers what of the result is picture.
 
+    A config without a test is served by its validation data set.
+
     The size is, in this order: ``size``; that of the pipeline's ``ResizeMultiTask``; the ``size`` of the data set, for
     one that makes its pictures itself; else the picture's own. Resizing stretches: the aspect ratio is not kept, as in
     training.
@@ -40,7 +43,7 @@ class ImagePipeline:
     """
 
     def __init__(self, cfg: Config, size: Sequence[int] | None = None) -> None:
-        dataset = _innermost(cfg.test_dataloader.dataset)
+        dataset = _innermost(picture_dataset(cfg, 'prediction on pictures'))
         self.transforms = [_build_transform(transform) for transform in _transforms(dataset)]
         for transform in self.transforms:
             if isinstance(transform, RandomFlip | RandomZoom):
@@ -94,19 +97,19 @@ def _content(
 
 
 def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    while 'dataset' in dataset:  # wrappers such as RepeatDataset
+    while dataset.get('dataset'):  # wrappers such as RepeatDataset
         dataset = dataset['dataset']
     return dataset
 
 
 def _transforms(dataset: Mapping[str, Any]) -> list:
     """The configs of the transforms that a sample goes through, those of its domain first."""
-    parts = dataset.get('datasets', {})
+    parts = dataset.get('datasets') or {}
     parts = list(parts.values()) if isinstance(parts, Mapping) else list(parts)
-    pipelines = [list(part.get('pipeline', [])) for part in parts]
+    pipelines = [list(part.get('pipeline') or []) for part in parts]
     if any(pipeline != pipelines[0] for pipeline in pipelines):
         raise ValueError(
             'the domains of the test data set have different pipelines, so it is not clear which one is meant; give '
             'all of them one'
         )
-    return [*(pipelines[0] if pipelines else []), *dataset.get('pipeline', [])]
+    return [*(pipelines[0] if pipelines else []), *(dataset.get('pipeline') or [])]

@@ -10,7 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmrepmtl.apis.config_file import find_config, read_config
 from mmrepmtl.apis.evaluate import load_weights
+from mmrepmtl.apis.splits import loader_of
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.registry import DATASETS, MODELS
 
@@ -19,7 +21,8 @@ def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None
     """The config and the checkpoint of a run.
 
     Args:
-        config_or_workdir: A config file, or the work directory of a run, which holds the config that it ran with.
+        config_or_workdir: A config file, the name of a config of this package, or the work directory of a run, which
+            holds the config that it ran with.
         checkpoint: The file; None takes the last one of the work directory.
 
     Raises:
@@ -28,11 +31,13 @@ def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None
     """
     path = Path(config_or_workdir)
     if not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError(f'there is no config or work directory {path}')
+        try:
+            path = find_config(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'there is no config or work directory {path}: {error}') from error
         if checkpoint is None:
             raise ValueError(f'{path}: a config file needs a checkpoint; give one, or the work directory of a run')
-        return Config.fromfile(path), Path(checkpoint)
+        return read_config(path), Path(checkpoint)
     configs = sorted(path.glob('*.py'))
     if not configs:
         raise FileNotFoundError(f'{path}: there is no config in this work directory; give the config file')
@@ -41,7 +46,7 @@ def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None
             f'{path}: {len(configs)} configs in this work directory ({", ".join(file.name for file in configs)}); give '
             'the right one and a checkpoint'
         )
-    return Config.fromfile(configs[0]), _last_checkpoint(path) if checkpoint is None else Path(checkpoint)
+    return read_config(configs[0]), _last_checkpoint(path) if checkpoint is None else Path(checkpoint)
 
 
 def _last_checkpoint(folder: Path) -> Path:
@@ -76,7 +81,7 @@ def load_model(
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     config = copy.deepcopy(cfg.model)
-    encoder = config.get('encoder', {})
+    encoder = config.get('encoder') or {}
     for key, without in (('pretrained', False), ('checkpoint', None)):
         if key in encoder:
             encoder[key] = without
@@ -98,8 +103,10 @@ def target_declarations(cfg: Config, state: Mapping[str, Any]) -> dict[str, dict
     """
     targets = state.get('meta', {}).get('dataset_meta', {}).get('targets')
     if targets is None:
-        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
-        targets = dataset.metainfo.get('targets')
+        loader = next((loader for split in ('test', 'val', 'train') if (loader := loader_of(cfg, split))), None)
+        if loader is not None:
+            init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
+            targets = DATASETS.build(dict(loader['dataset'], lazy_init=True)).metainfo.get('targets')
     if not targets:
         raise ValueError(
             'neither the checkpoint nor the data set of the config declares targets (classes, kinds); use a data set '

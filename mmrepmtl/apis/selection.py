@@ -9,10 +9,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmrepmtl.apis.config import test_data
+from mmrepmtl.apis.config import dataset_text
+from mmrepmtl.apis.splits import check_split, dataset_of
+from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.engine.hooks.selection import LAST, SELECTIONS
 from mmrepmtl.evaluation import higher_is_better
-from mmrepmtl.registry import DATASETS
+from mmrepmtl.registry import DATASETS, HOOKS
+from mmrepmtl.utils.config_types import is_type, type_name
 
 
 def apply_selection(cfg: Config, selection: str = 'last', metric: str | None = None, force: bool = False) -> None:
@@ -43,7 +46,9 @@ def apply_selection(cfg: Config, selection: str = 'last', metric: str | None = N
             raise ValueError(
                 '--selection-metric: a task that is trained alone has no metrics of the others; leave it out'
             )
-    on_test_set = validates_on_test_set(cfg)
+    check_split(cfg, 'val', f'--selection {selection}')
+    # A config without a test has no test set that a validation could be on.
+    on_test_set = bool(cfg.get('test_dataloader')) and validates_on_test_set(cfg)
     if selection == 'best-val' and on_test_set and not force:
         raise ValueError(
             '--selection best-val: val_dataloader and test_dataloader have the same data, so the checkpoint would be '
@@ -59,18 +64,19 @@ def apply_selection(cfg: Config, selection: str = 'last', metric: str | None = N
         if on_test_set:
             cfg.val_evaluator = copy.deepcopy(cfg.test_evaluator)
     hook = dict(type='SelectionHook', selection=selection, metric=metric, on_test_set=on_test_set)
-    others = [other for other in cfg.get('custom_hooks') or [] if other.get('type') != 'MetricsFileHook']
+    others = [
+        other for other in cfg.get('custom_hooks') or [] if not is_type(other.get('type'), HOOKS, MetricsFileHook)
+    ]
     cfg.custom_hooks = [*others, hook]
 
 
 def validates_on_test_set(cfg: Config) -> bool:
     """Whether validation and test share data: equal configs (up to folders and targets), or a common file."""
-    validation = Config(dict(test_dataloader=cfg.val_dataloader))
-    if test_data(validation) == test_data(cfg):
+    configs = [dataset_of(cfg, split, '--selection') for split in ('val', 'test')]
+    if dataset_text(configs[0]) == dataset_text(configs[1]):
         return True
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
-    loaders = (cfg.val_dataloader, cfg.test_dataloader)
-    validation, test = (_files(DATASETS.build(copy.deepcopy(loader.dataset))) for loader in loaders)
+    validation, test = (_files(DATASETS.build(copy.deepcopy(config))) for config in configs)
     return not validation.isdisjoint(test)
 
 
@@ -99,7 +105,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _evaluate_last_epochs(cfg: Config) -> None:
     """Has each of the last epochs validated, whatever ``val_interval`` is."""
     loop = cfg.train_cfg
-    by_epoch = loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop')
+    by_epoch = loop.get('by_epoch', type_name(loop.get('type')) == 'EpochBasedTrainLoop')
     if not by_epoch or loop.get('max_epochs', 0) < LAST:
         raise ValueError(f'--selection last10 needs at least {LAST} epochs, but train_cfg is {dict(loop)}')
     # An epoch e is validated by the interval of the last milestone up to e + 1.

@@ -1,6 +1,7 @@
 """Training: one run, or the single-task runs that Delta p is measured against."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
@@ -9,10 +10,12 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
+from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
+from mmrepmtl.utils.config_types import name_types
 
 
 def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
@@ -23,8 +26,10 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         trust_checkpoint: Load checkpoints that hold more than data.
 
     Raises:
-        ValueError: If a checkpoint to start from is refused or damaged.
+        ValueError: If a checkpoint to start from is refused or damaged, or the config lacks a part.
     """
+    check_training(cfg)
+    name_types(cfg)
     prepare_launch(cfg)
     start = cfg.get('load_from')
     if cfg.get('resume') and start is None:
@@ -47,10 +52,16 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
     Returns:
         The metrics of all tasks on ``cfg.test_dataloader``, the baseline of Delta p.
     """
+    check_split(cfg, 'test', '--method stl, which measures each task on the test set')
+    heads = (cfg.get('model') or {}).get('heads')
+    if not isinstance(heads, Mapping) or not heads:
+        raise ValueError(
+            '--method stl: the model of this config has no dict of heads, so it has no tasks to train alone'
+        )
     metrics: dict[str, float] = {}
     selection = cfg.get('selection', 'last')
-    for task in cfg.model.heads:
-        alone = single_task_config(cfg, task)
+    # All configs first: what is wrong with the last task's must not be found after hours.
+    for alone in [single_task_config(cfg, task) for task in heads]:
         evaluations = train(copy.deepcopy(alone), trust_checkpoint)
         if selection == 'last10':  # their mean over the last epochs, on the test set
             metrics |= evaluations
@@ -75,9 +86,32 @@ def single_task_config(cfg: Config, task: str) -> Config:
     head = alone.model.heads[task]
     alone.model.heads = {task: head}
     for key in ('val_evaluator', 'test_evaluator'):
-        alone[key] = [metric for metric in alone[key] if metric.task == task]
-    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        alone[key].dataset.targets = [head.get('target') or task]
+        if not alone.get(key):
+            continue
+        listed = listed_metrics(alone[key])
+        metrics = [metric for metric in listed if task in (metric.get('task'), metric.get('prefix'))]
+        if not metrics:
+            raise ValueError(f'--method stl: no metric of {key} has task={task!r}; add one')
+        alone[key] = keep_metrics(alone[key], metrics)
+    for split in SPLITS:
+        for dataset in own_datasets((loader_of(alone, split) or {}).get('dataset')):
+            dataset['targets'] = [head.get('target') or task]
     alone.work_dir = str(Path(cfg.work_dir, task))
     alone.experiment_name = f'{Path(cfg.work_dir).name}_{task}'
     return alone
+
+
+def check_training(cfg: Config) -> None:
+    """Says which parts of a training a config lacks, before anything is built.
+
+    Raises:
+        ValueError: Naming the keys.
+    """
+    missing = [key for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper') if not cfg.get(key)]
+    if missing:
+        raise ValueError(f'training: the config has no {" and no ".join(missing)}; set what is missing')
+    for split in ('val', 'test'):
+        # mmengine takes all three or none.
+        if any(cfg.get(f'{split}_{part}') is not None for part in ('dataloader', 'cfg', 'evaluator')):
+            parts = f'{split}_dataloader, {split}_cfg and {split}_evaluator go together, or all are None'
+            check_split(cfg, split, f'training ({parts})')

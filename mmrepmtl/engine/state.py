@@ -11,6 +11,7 @@ from torch import nn
 
 from mmrepmtl.methods.regularizer import num_processes
 from mmrepmtl.registry import AGGREGATORS, REGULARIZERS, WEIGHTINGS
+from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 
 
 def method_signature(weighting, aggregator, regularizers: Sequence, **settings) -> dict:
@@ -34,13 +35,13 @@ def _filled(cfg, registry: Registry):
     """A method's config with the arguments that it leaves to their defaults."""
     if not isinstance(cfg, Mapping):
         return _plain(cfg)
-    kind = registry.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    kind = find_type(cfg['type'], registry)
     if kind is None:
         return _plain(cfg)  # building it says what is wrong
-    arguments = {key: value for key, value in cfg.items() if key != 'type'}
+    arguments = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
     bound = inspect.signature(kind).bind(**arguments)
     bound.apply_defaults()
-    return dict(type=kind.__name__, **_plain(bound.arguments))
+    return dict(type=type_name(kind), **_plain(bound.arguments))
 
 
 def _plain(cfg):
@@ -48,10 +49,11 @@ def _plain(cfg):
         scalars = {key: value for key, value in vars(cfg).items() if isinstance(value, (bool, int, float, str))}
         return dict(type=type(cfg).__name__, **{key: v for key, v in scalars.items() if not key.startswith('_')})
     if isinstance(cfg, Mapping):
-        return {str(key): _plain(value) for key, value in cfg.items()}
+        items = ((key, value) for key, value in cfg.items() if key != '_scope_')
+        return {str(key): type_name(value) if key == 'type' else _plain(value) for key, value in items}
     if isinstance(cfg, (list, tuple)):
         return [_plain(value) for value in cfg]
-    return cfg.__name__ if isinstance(cfg, type) else cfg
+    return plain_data(cfg)
 
 
 def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:

@@ -24,6 +24,7 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 from mmrepmtl.apis import load_config  # noqa: E402
+from mmrepmtl.apis.splits import dataset_of  # noqa: E402
 from mmrepmtl.datasets import EpochIndex, MultiTaskDataset  # noqa: E402
 from mmrepmtl.registry import DATASETS  # noqa: E402
 
@@ -81,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cfg = load_config(args.config, data_root=args.data_root, cfg_options=args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
-    settings = copy.deepcopy(cfg[f'{args.split}_dataloader'].dataset)
+    settings = copy.deepcopy(dataset_of(cfg, args.split, 'benchmark'))
     settings.pop('cache_dir', None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.cache_dir or temporary

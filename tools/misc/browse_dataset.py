@@ -1,33 +1,7 @@
 #!/usr/bin/env python
-"""Writes a sheet of what the network is fed, after augmentation and preprocessing: one row per sample, aligned."""
+"""The command ``mmrepmtl browse``, in a checkout."""
 
-import argparse
-
-from mmengine.config import DictAction
-
-from mmrepmtl.apis import load_config
-from mmrepmtl.apis.browse import browse_dataset
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config')
-    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
-    parser.add_argument('--num', type=int, default=8, help='samples, spread evenly over the data set (default: 8)')
-    parser.add_argument('--out', default='dataset.png', help='the picture, .png or .jpg (default: dataset.png)')
-    parser.add_argument('--seed', type=int, help="of the augmentation (default: the run's)")
-    parser.add_argument('--epoch', type=int, default=0, help='of the augmentation (default: 0)')
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    cfg = load_config(args.config, data_root=args.data_root, cfg_options=args.cfg_options)
-    numbers = browse_dataset(cfg, args.out, args.split, args.num, args.seed, args.epoch)
-    print(f'{args.out}: samples {", ".join(map(str, numbers))} of {args.split}')
-
+from mmrepmtl.cli.browse import main
 
 if __name__ == '__main__':
     main()

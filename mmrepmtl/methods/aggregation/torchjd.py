@@ -32,8 +32,8 @@ class TorchJD(GramianAggregator):
     representation level.
 
     Args:
-        weighting: Class in ``torchjd.aggregation`` whose input is a Gramian. ``CRMOGMWeighting``, which wraps another
-            one, and those that read gradients of two batches are none of them.
+        weighting: Name of a class, or the class, in ``torchjd.aggregation`` whose input is a Gramian.
+            ``CRMOGMWeighting``, which wraps another one, and those that read gradients of two batches are none of them.
         arguments: Its arguments. A list of numbers becomes a tensor (``pref_vector=[2, 1, 1]``; one entry per task, so
             no task may be without a gradient), a dict with a ``type`` an object of ``torchjd.linalg``
             (``projector=dict(type='QuadprogProjector', reg_eps=1e-12)``).
@@ -54,7 +54,7 @@ class TorchJD(GramianAggregator):
 
     def __init__(
         self,
-        weighting: str,
+        weighting: str | type,
         arguments: Mapping[str, Any] | None = None,
         factor: float | Literal['tasks'] = 1.0,
         normalize: bool | None = None,
@@ -65,7 +65,7 @@ class TorchJD(GramianAggregator):
         super().__init__(level, weight_heads)
         if factor != 'tasks' and (isinstance(factor, str) or not factor > 0):
             raise ValueError(f"TorchJD: factor must be a positive number or 'tasks', got {factor!r}")
-        self.weighting, self.factor = weighting, factor
+        self.weighting, self.factor = _plain_name(weighting), factor
         self.solver = make_solver(weighting, arguments)
         self.keeps_state = _keeps_state(self.solver)
         self.normalize = not self.keeps_state if normalize is None else normalize
@@ -104,7 +104,7 @@ class TorchJD(GramianAggregator):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def make_solver(weighting: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """An object of torchjd's Gramian weightings, by class name; arguments and errors as in :class:`TorchJD`."""
     aggregation = _import_torchjd()
     # Only this base tells those that read a Gramian; the public one does not.
@@ -112,6 +112,7 @@ def make_solver(weighting: str, arguments: Mapping[str, Any] | None = None) -> n
 
     exported = {name: getattr(aggregation, name) for name in aggregation.__all__}
     known = {name: kind for name, kind in exported.items() if issubclass(kind, _GramianWeighting)}
+    weighting = _plain_name(weighting)
     if weighting not in known:
         there = f'torchjd {version("torchjd")} has no Gramian weighting {weighting!r}; there are {", ".join(known)}'
         raise ValueError(f'TorchJD: {there}')
@@ -182,11 +183,16 @@ def _argument(owner: str, value: Any) -> Any:
     if isinstance(value, Mapping) and 'type' in value:
         import torchjd.linalg
 
-        name, rest = value['type'], {key: other for key, other in value.items() if key != 'type'}
+        name, rest = _plain_name(value['type']), {key: other for key, other in value.items() if key != 'type'}
         if name not in torchjd.linalg.__all__:
             raise ValueError(f'{owner}: torchjd.linalg has no {name!r}; there are {", ".join(torchjd.linalg.__all__)}')
         return _build(f'{owner}: {name}', getattr(torchjd.linalg, name), rest)
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, (list, tuple)) else value
+
+
+def _plain_name(kind: str | type) -> str:
+    """The name of a class of torchjd's, which a config may give with its module."""
+    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
 
 
 def _prime(solver: nn.Module, num_tasks: int) -> None:

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmrepmtl.registry import MODELS
+from mmrepmtl.utils.config_types import type_name
 from mmrepmtl.utils.mmseg import import_mmseg
 
 #: {class: why a head of it cannot be a decoder}; docs/mmseg.md shows them.
@@ -246,7 +247,7 @@ def _complete_dpt(arguments: dict[str, Any], filled: dict[str, Any]) -> tuple[di
 def _without_sync(value: Any, head: str) -> Any:
     """The config with BN in the place of SyncBN, at any depth."""
     if isinstance(value, Mapping):
-        if value.get('type') in ('SyncBN', 'MMSyncBN', nn.SyncBatchNorm):
+        if type_name(value.get('type')) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
             print_log(f'MMSegDecoder: {head}: SyncBN is replaced by BN (heads are differentiated twice)', 'current')
             value = dict(value, type='BN')
         return {key: _without_sync(part, head) for key, part in value.items()}

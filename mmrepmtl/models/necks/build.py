@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from mmrepmtl.registry import MODELS
+from mmrepmtl.utils.config_types import find_type, type_name
 
 from ..decoders import Decoder, MMSegDecoder
 
@@ -28,9 +29,8 @@ def build_neck(
     if isinstance(config, nn.Module):
         return config
     known = {key: getattr(encoder, key) for key in _DECLARED if hasattr(encoder, key)} | dict(tasks=tuple(tasks))
-    kind = config.get('type')
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
-    name = getattr(kind, '__name__', 'the neck')
+    kind = find_type(config.get('type'), MODELS)
+    name = 'the neck' if kind is None else type_name(kind)
     taken = {} if kind is None else inspect.signature(kind).parameters
     layout = known.get('layout', 'NCHW')
     if layout != 'NCHW' and 'layout' not in taken:

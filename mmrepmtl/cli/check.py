@@ -1,0 +1,36 @@
+"""Reads all data of a config before hours are spent on them, and compares the parts of the config with each other.
+
+Each sample is loaded, checked and sent through its pipeline. One line per defect; the exit status is 1 if there is one.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from mmengine.config import DictAction
+
+from mmrepmtl.apis import load_config
+from mmrepmtl.apis.dataset_check import SPLITS, check_dataset
+
+
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog, description=__doc__)
+    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    parser.add_argument('--split', choices=[*SPLITS, 'all'], default='all')
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument('--workers', type=int, default=workers, help=f'processes; 0 is this one (default: {workers})')
+    parser.add_argument('--max-errors', type=int, default=20, help='leave a data set after so many (default: 20)')
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='another number of samples than the official one is no defect'
+    )
+    parser.add_argument('--data-root', help='folder of the data set')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs the command; ``argv`` are its arguments, by default those of the process."""
+    args = parse_args(argv, prog)
+    cfg = load_config(args.config, data_root=args.data_root, cfg_options=args.cfg_options)
+    splits = SPLITS if args.split == 'all' else [args.split]
+    return 1 if check_dataset(cfg, splits, args.workers, args.max_errors, args.allow_partial) else 0
