@@ -52,7 +52,9 @@ _HEADER_ERRORS += (struct.error, AttributeError, RuntimeError, MemoryError)
 # Libjpeg goes on after these with grey or wrong pixels; a few bytes too many before the end do no harm.
 _DAMAGE = re.compile(r'Corrupt JPEG data|Premature end of JPEG|Not enough data at|TIFFFill\w+: Read error')
 _HARMLESS = re.compile(r'Corrupt JPEG data: [1-4] extraneous bytes before marker 0xd9')
-_DECODERS = re.compile(r'libpng|PNG input|grfmt_|loadsave|JPEG|JFIF|TIFF|Exif|OpenCV|imgcodecs|LZW|Zip|webp|GIF|^\s*$', re.IGNORECASE)
+_DECODERS = re.compile(
+    r'libpng|PNG input|grfmt_|loadsave|JPEG|JFIF|TIFF|Exif|OpenCV|imgcodecs|LZW|Zip|webp|GIF|^\s*$', re.IGNORECASE
+)
 
 
 class Header(NamedTuple):
@@ -185,7 +187,7 @@ def decode(path: str, flags: int, expected: str, limit: int | None = None) -> tu
     # OpenCV turns a TIFF always, other files only with some flags.
     if flags != cv2.IMREAD_UNCHANGED:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    with _decoder_messages() as messages:
+    with decoder_messages() as messages:
         try:
             array = cv2.imdecode(data, flags)
         except (cv2.error, MemoryError) as error:
@@ -324,10 +326,11 @@ if hasattr(os, 'register_at_fork'):
 
 
 @contextmanager
-def _decoder_messages() -> Iterator[list[str]]:
+def decoder_messages(mine: re.Pattern = _DECODERS) -> Iterator[list[str]]:
     """What C libraries write to the process's standard error meanwhile: the only way in which libjpeg tells of damage.
 
-    What is none of theirs is passed on.
+    Args:
+        mine: Lines that a decoder writes; all others are passed on.
     """
     lines: list[str] = []
     with _lock:
@@ -346,7 +349,7 @@ def _decoder_messages() -> Iterator[list[str]]:
                 file.seek(0)
                 for line in file.read().splitlines(keepends=True):
                     text = line.decode(errors='replace')
-                    if _DECODERS.search(text) or _DAMAGE.search(text):
+                    if mine.search(text):
                         lines.append(text)
                     else:
                         os.write(2, line)

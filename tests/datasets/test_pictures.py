@@ -219,7 +219,7 @@ def test_a_jpeg_that_is_damaged_inside_is_named(tmp_path, capfd, place, progress
 
 
 def test_what_others_write_meanwhile_is_not_lost(capfd):
-    with pictures._decoder_messages() as messages:
+    with pictures.decoder_messages() as messages:
         os.write(2, b'Corrupt JPEG data: 50 extraneous bytes\nsomething else\n')
     assert [line.split(':')[0] for line in messages] == ['Corrupt JPEG data']
     assert capfd.readouterr().err == 'something else\n'
