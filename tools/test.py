@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 
 from mmengine.config import DictAction
 
@@ -33,16 +34,20 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(
-        args.config,
-        work_dir=args.work_dir,
-        data_root=args.data_root,
-        cfg_options=args.cfg_options,
-        launcher=args.launcher,
-    )
-    if args.stl:
-        check_comparable(cfg, {path: load_results(path)[1] for path in args.stl})
-    stl = load_baseline(*args.stl) if args.stl else None
+    try:
+        # First of all: a damaged file must not be found after hours.
+        baselines = {path: load_results(path)[1] for path in args.stl or ()}
+        stl = load_baseline(*args.stl) if args.stl else None
+        cfg = load_config(
+            args.config,
+            work_dir=args.work_dir,
+            data_root=args.data_root,
+            cfg_options=args.cfg_options,
+            launcher=args.launcher,
+        )
+        check_comparable(cfg, baselines)
+    except (OSError, ValueError) as error:
+        sys.exit(f'test: error: {error}')
     evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
     finish_launch()
 

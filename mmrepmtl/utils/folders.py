@@ -1,0 +1,25 @@
+import os
+import tempfile
+from pathlib import Path
+
+
+def check_writable(folder: str | os.PathLike) -> Path:
+    """Makes a folder if need be and tries to write into it, before work is done whose result would not be kept.
+
+    Raises:
+        ValueError: It cannot be made or written to; says which and why.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # An empty file can be made on a full disk.
+            file.write(b'\0')
+    except OSError as error:
+        barrier = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+        if barrier is not None:
+            raise ValueError(f'{folder}: cannot be written to, since {barrier} is a file') from error
+        if folder.is_symlink() and not folder.exists():
+            raise ValueError(f'{folder}: is a link to a folder that is not there; give another folder') from error
+        raise ValueError(f'{folder}: cannot be written to: {error.strerror or error}') from error
+    return folder
