@@ -1,3 +1,5 @@
+import argparse
+
 import torch
 
 
@@ -28,6 +30,15 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     if not there:
         raise ValueError(f'device {str(device)!r} is not on this machine, which has {_there_are()}')
     return found
+
+
+def device_argument(text: str) -> str:
+    """The ``type`` of a tool's option --device: the text itself, if this machine has the device."""
+    try:
+        resolve_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _there_are() -> str:

@@ -3,16 +3,22 @@ import tempfile
 from pathlib import Path
 
 
-def check_writable(folder: str | os.PathLike) -> Path:
-    """Makes a folder if need be and tries to write into it, before work is done whose result would not be kept.
+def check_writable(folder: str | os.PathLike, make: bool = True) -> Path:
+    """Tries to write into a folder before work is done whose result would not be kept.
+
+    Args:
+        folder: The folder.
+        make: Make it if need be; else the folder is tried in which it would be made.
 
     Raises:
         ValueError: It cannot be made or written to; says which and why.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        tried = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), folder)
+        with tempfile.TemporaryFile(dir=tried) as file:
             # An empty file can be made on a full disk.
             file.write(b'\0')
     except OSError as error:
