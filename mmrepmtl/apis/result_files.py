@@ -87,8 +87,8 @@ class ResultWriter:
     def _refuse_inputs(self, sources: Sequence[Path], folders: Sequence[Path]) -> None:
         there: dict[tuple[int, int], Path] = {}
         for folder in folders:
-            if (known := _identity(folder)) is not None:
-                there[known] = folder
+            if folder.is_dir():
+                there[_identity(folder)] = folder
         files = {_identity(path): path for path in sources} if there else {}
         for path in sources:
             # Both the folder that the path names and the one that a link leads to.

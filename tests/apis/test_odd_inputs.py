@@ -39,7 +39,7 @@ def tool(run) -> Callable[..., int]:
 
     def call(*arguments, device: str | None = 'cpu') -> int:
         device = ['--device', device] if device else []
-        command = [run[0], *arguments, '--checkpoint', run[1], *device]
+        command = [run[0], '--checkpoint', run[1], *device, *arguments]
         return module.main([str(part) for part in command])
 
     return call
@@ -167,8 +167,8 @@ def test_pictures_of_one_name_keep_their_own_results(inferencer, tmp_path):
 
 
 def test_a_video_named_like_a_file_of_results(inferencer, tmp_path):
-    write_video(tmp_path / 'in/a.png.avi', [picture((48, 64))])
     save(tmp_path / 'in/a.jpg')
+    write_video(tmp_path / 'in/a.png.avi', [picture((48, 64))])
     results = inferencer(tmp_path / 'in', out_dir=tmp_path / 'out')
     assert [result.error for result in results] == [None, None]
 
@@ -280,7 +280,7 @@ def test_a_folder_of_pictures_and_videos(tool, inferencer, tmp_path, capsys):
     assert [source.count for source in find_inputs(folder)] == [1, 3, 1, 1, 1, 2]
     assert tool(folder, '--out-dir', tmp_path / 'out', '--batch-size', 4) == 1
     out = capsys.readouterr().out
-    assert '7 predicted, 2 failed' in out and out.count('cannot be read as a video') == 2
+    assert '7 predicted, 2 failed' in out, out and out.count('cannot be read as a video') == 2
     sheets = sorted(path.name for path in (tmp_path / 'out/visualization').iterdir())
     assert sheets == ['a.png', 'clip.mp4', 'clip_2.png', 'wide%03d.mp4']
     assert len(read_frames(tmp_path / 'out/visualization/clip.mp4')) == 3
@@ -338,9 +338,16 @@ def test_a_long_video_holds_one_batch(inferencer, tmp_path):
 
 
 def test_sheets_go_into_pictures_where_opencv_writes_no_video(inferencer, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmrepmtl.apis.sheet_video.cv2.VideoWriter_fourcc', lambda *_: 0x20202020)
-    path = write_video(tmp_path / 'clip.avi', [picture((48, 64), seed) for seed in range(2)], 'FFV1')
-    monkeypatch.setattr('cv2.VideoWriter.isOpened', lambda self: False, raising=False)
+    path = write_video(tmp_path / 'clip.avi', [picture((48, 64), seed) for seed in range(2)])
+
+    class NoWriter:
+        def __init__(self, *_):
+            pass
+
+        def isOpened(self):
+            return False
+
+    monkeypatch.setattr('mmrepmtl.apis.sheet_video.cv2.VideoWriter', NoWriter)
     results = inferencer(path, out_dir=tmp_path / 'out')
     assert all(result.error is None and result.files['visualization'].is_file() for result in results)
 
