@@ -69,13 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if result.error is not None:
                 failed.append((result.source, result.error))
             result = next(results, None)
-    except OSError as error:
+    except (OSError, KeyboardInterrupt) as error:
         stopped = error
+    finally:
+        results.close()
     print(f'\n{done} predicted, {len(failed)} failed: {one_line(args.out_dir)}')
     for source, reason in failed:
         print(f'failed: {one_line(source)}: {one_line(reason)}')
     if stopped is not None:
-        return refuse(OSError(f'stopped after {done + len(failed)} of {total}, whose files are whole: {stopped}'), 1)
+        why = 'interrupted' if isinstance(stopped, KeyboardInterrupt) else stopped
+        told = OSError(f'stopped after {done + len(failed)} of {total}, whose files are whole: {why}')
+        return refuse(told, 130 if why == 'interrupted' else 1)
     return 1 if failed else 0
 
 

@@ -87,25 +87,26 @@ class ResultWriter:
     def _refuse_inputs(self, sources: Sequence[Path], folders: Sequence[Path]) -> None:
         there: dict[tuple[int, int], Path] = {}
         for folder in folders:
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 there[_identity(folder)] = folder
-        files = {_identity(path): path for path in sources} if there else {}
+        files = {_identity(path): path for path in sources if os.path.isfile(path)} if there else {}
         for path in sources:
             # Both the folder that the path names and the one that a link leads to.
             for parent in (path.absolute().parent, Path(os.path.realpath(path)).parent):
-                folder = there.get(_identity(parent)) if parent.is_dir() else None
+                folder = there.get(_identity(parent)) if os.path.isdir(parent) else None
                 if folder is not None:
                     raise ValueError(
                         f'{one_line(str(path))}: lies in {one_line(str(folder))}, which is the folder of the inputs '
                         'and of results at once; give another out_dir, so that no input is overwritten'
                     )
         for folder in there.values():
-            for result in os.scandir(folder):
-                if result.is_file() and (path := files.get(_identity(result.path))) is not None:
-                    raise ValueError(
-                        f'{one_line(str(path))}: is the same file as {one_line(result.path)} among the results; give '
-                        'another out_dir, so that no input is overwritten'
-                    )
+            with os.scandir(folder) as entries:
+                twice = next((entry.path for entry in entries if _identity(entry.path) in files), None)
+            if twice is not None:
+                raise ValueError(
+                    f'{one_line(str(files[_identity(twice)]))}: is the same file as {one_line(twice)} among the results; '
+                    'give another out_dir, so that no input is overwritten'
+                )
 
     def write(self, result: Any) -> dict[str, Path]:
         """Writes an :class:`InferenceResult`; returns {task, 'json' or 'visualization': its file}.

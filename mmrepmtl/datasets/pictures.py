@@ -182,7 +182,13 @@ def decode(path: str, flags: int, expected: str, limit: int | None = None) -> tu
         FileNotFoundError: There is no such file.
         ValueError: It cannot be decoded, is damaged or cut off, or has too many pixels; names the file.
     """
-    data = read_bytes(path, expected, limit)
+    return decode_bytes(read_bytes(path, expected, limit), path, flags, expected, limit)
+
+
+def decode_bytes(
+    data: np.ndarray, path: str, flags: int, expected: str, limit: int | None = None
+) -> tuple[np.ndarray, Header]:
+    """As :func:`decode`, from the bytes (N,) uint8 of the file, which ``path`` names in errors."""
     header = read_header(memoryview(data), path, expected, limit)
     # OpenCV turns a TIFF always, other files only with some flags.
     if flags != cv2.IMREAD_UNCHANGED:
@@ -196,7 +202,7 @@ def decode(path: str, flags: int, expected: str, limit: int | None = None) -> tu
     damage = next((line for line in messages if _DAMAGE.search(line) and not _HARMLESS.search(line)), None)
     if array is None and header.format == 'TIFF' and header.mode in ('F', 'I'):
         # Pillow has turned it, too.
-        array, damage = np.asarray(open_pixels(path, expected, limit)), None
+        array, damage = np.asarray(_load(memoryview(data), path, expected)), None
     if array is None or damage is not None:
         why = damage.strip() if damage else 'it is damaged or cut off'
         raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {why}')
@@ -211,15 +217,7 @@ def open_pixels(path: str, expected: str, limit: int | None = None) -> Image.Ima
     """
     data = memoryview(read_bytes(path, expected, limit))
     header = read_header(data, path, expected, limit)
-    opened, _ = _open(data, path, expected)
-    if opened is None:
-        raise ValueError(f'{path}: cannot be read as an image, expected {expected}')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            opened.load()
-    except _HEADER_ERRORS as error:
-        raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {error}') from error
+    opened = _load(data, path, expected)
     method = _TRANSPOSES.get(header.orientation)
     return opened if method is None else opened.transpose(method)
 
@@ -245,6 +243,20 @@ def turned(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (2, 3, 6, 7):
         array = array[:, ::-1]
     return np.ascontiguousarray(array)
+
+
+def _load(data: memoryview, path: str, expected: str) -> Image.Image:
+    """All pixels with Pillow, which turns a TIFF."""
+    opened, _ = _open(data, path, expected)
+    if opened is None:
+        raise ValueError(f'{path}: cannot be read as an image, expected {expected}')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            opened.load()
+    except _HEADER_ERRORS as error:
+        raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {error}') from error
+    return opened
 
 
 def _open(data: bytes | memoryview, path: str, expected: str) -> tuple[Image.Image | None, str]:

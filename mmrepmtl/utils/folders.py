@@ -22,10 +22,10 @@ def check_writable(folder: str | os.PathLike, make: bool = True) -> Path:
             # An empty file can be made on a full disk.
             file.write(b'\0')
     except OSError as error:
-        barrier = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+        barrier = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)
         if barrier is not None:
             raise ValueError(f'{folder}: cannot be written to, since {barrier} is a file') from error
-        if folder.is_symlink() and not folder.exists():
+        if os.path.islink(folder) and not os.path.exists(folder):
             raise ValueError(f'{folder}: is a link to a folder that is not there; give another folder') from error
         raise ValueError(f'{folder}: cannot be written to: {error.strerror or error}') from error
     return folder

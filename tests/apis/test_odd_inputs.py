@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -456,3 +457,69 @@ def test_a_writer_without_preparation_makes_its_folders(inferencer, tmp_path):
     (result,) = inferencer(picture())
     writer = ResultWriter(tmp_path / 'out', inferencer.targets_meta, inferencer.head_targets, 'x.pth')
     assert all(path.is_file() for path in writer.write(result).values())
+
+
+# ---- the other tools -------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_takes_and_refuses_the_same_files(tmp_path):
+    from mmrepmtl.apis.demo import read_upload
+
+    good, reasons = make_odd_files(tmp_path / 'in')
+    for name in good:
+        picture, _ = read_upload(os.fsdecode(os.path.join(os.fsencode(tmp_path / 'in'), name)), 'mine')
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and max(picture.shape) <= 1024
+    for name in reasons:
+        with pytest.raises(ValueError, match='^mine( cannot be read as an image|: .* pixels; at most 50 million)'):
+            read_upload(tmp_path / 'in' / name, 'mine')
+
+
+@pytest.mark.parametrize('shape', [(3000, 1, 3), (1, 3000, 3), (1, 1, 3)])
+def test_the_demo_shows_extreme_shapes(inferencer, tmp_path, shape):
+    from mmrepmtl.apis.demo import Demo
+
+    path = save(tmp_path / 'x.png', np.full(shape, 99, np.uint8))
+    answer = Demo(inferencer)(path, 'x.png')
+    assert all(max(panel.picture.shape) <= 4096 for panel in answer.predictions.values())
+
+
+def test_an_export_that_cannot_be_written_is_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    from mmrepmtl.apis import export
+
+    monkeypatch.setattr(export, '_need_packages', lambda: None)
+    monkeypatch.setattr(export, 'load_model', lambda *_: pytest.fail('the model was loaded'))
+    (tmp_path / 'folder.onnx').mkdir()
+    (tmp_path / 'file').write_text('mine')
+    for out, message in [
+        (tmp_path / 'folder.onnx', 'folder.onnx: is a folder'),
+        (tmp_path / 'file/x.onnx', 'cannot be written to, since .*file is a file'),
+        ('/proc/none/x.onnx', 'cannot be written to'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            export.export_onnx(*run, out=out)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('name', ['show_saliency', 'benchmark_step', 'benchmark_rep_mtl', 'demo'])
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the machine has a GPU')
+def test_every_tool_refuses_a_device_that_is_not_there(name, run, monkeypatch, capsys):
+    path = ROOT / 'tools' / (f'{name}.py' if name == 'demo' else f'analysis_tools/{name}.py')
+    monkeypatch.syspath_prepend(path.parent)
+    arguments = dict(show_saliency=[*run, 'x.png'], demo=[run[0], '--checkpoint', run[1]]).get(name, [])
+    monkeypatch.setattr('sys.argv', [str(part) for part in (path, *arguments, '--device', 'cuda:7')])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name='__main__')
+    said = capsys.readouterr().err + str(ended.value.code)
+    assert "device 'cuda:7' is not on this machine, which has cpu" in said and 'Traceback' not in said
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    from mmrepmtl.apis import load_config
+    from mmrepmtl.apis.browse import browse_dataset
+
+    cfg = load_config(ROOT / 'tests/tools/tiny.py')
+    (tmp_path / 'file').touch()
+    with pytest.raises(ValueError, match='cannot be written to, since .*file is a file'):
+        browse_dataset(cfg, tmp_path / 'file/x.png')
+    with pytest.raises(ValueError, match='does not end like a picture'):
+        browse_dataset(cfg, tmp_path / 'x.txt')
