@@ -103,9 +103,10 @@ class ResultWriter:
             with os.scandir(folder) as entries:
                 twice = next((entry.path for entry in entries if _identity(entry.path) in files), None)
             if twice is not None:
+                path = one_line(str(files[_identity(twice)]))
                 raise ValueError(
-                    f'{one_line(str(files[_identity(twice)]))}: is the same file as {one_line(twice)} among the results; '
-                    'give another out_dir, so that no input is overwritten'
+                    f'{path}: is the same file as {one_line(twice)} among the results; give another out_dir, so that no '
+                    'input is overwritten'
                 )
 
     def write(self, result: Any) -> dict[str, Path]:
