@@ -105,8 +105,8 @@ class ResultWriter:
             if twice is not None:
                 path = one_line(str(files[_identity(twice)]))
                 raise ValueError(
-                    f'{path}: is the same file as {one_line(twice)} among the results; give another out_dir, so that no '
-                    'input is overwritten'
+                    f'{path}: is the same file as {one_line(twice)} among the results; give another out_dir, so that '
+                    'no input is overwritten'
                 )
 
     def write(self, result: Any) -> dict[str, Path]:
