@@ -53,7 +53,9 @@ _HEADER_ERRORS += (struct.error, AttributeError, RuntimeError, MemoryError)
 _DAMAGE = re.compile(r'Corrupt JPEG data|Premature end of JPEG|Not enough data at|TIFFFill\w+: Read error')
 _HARMLESS = re.compile(r'Corrupt JPEG data: [1-4] extraneous bytes before marker 0xd9')
 _DECODERS = re.compile(
-    r'libpng|PNG input|grfmt_|loadsave|JPEG|JFIF|TIFF|Exif|OpenCV|imgcodecs|LZW|Zip|webp|GIF|^\s*$', re.IGNORECASE
+    r'^(libpng (error|warning): |\[ *(ERROR|WARN|INFO|DEBUG):\d+@|OpenCV|'
+    r'(Corrupt|Premature end of|Unsupported) (JPEG|data)|Unsupported marker|Invalid |Inconsistent |Bogus |Warning: unknown JFIF|Unknown Adobe|'
+    r'((TIFF|LZW|Zip|Fax|PackBits|JPEG|Deflate|LERC|WebP)\w*: )|\s*$)'
 )
 
 

@@ -220,9 +220,9 @@ def test_a_jpeg_that_is_damaged_inside_is_named(tmp_path, capfd, place, progress
 
 def test_what_others_write_meanwhile_is_not_lost(capfd):
     with pictures.decoder_messages() as messages:
-        os.write(2, b'Corrupt JPEG data: 50 extraneous bytes\nsomething else\n')
+        os.write(2, b'Corrupt JPEG data: 50 extraneous bytes\nsomething else about a.jpeg\n')
     assert [line.split(':')[0] for line in messages] == ['Corrupt JPEG data']
-    assert capfd.readouterr().err == 'something else\n'
+    assert capfd.readouterr().err == 'something else about a.jpeg\n'
 
 
 def test_bytes_behind_or_just_before_the_end_do_no_harm(tmp_path):
