@@ -54,7 +54,8 @@ _DAMAGE = re.compile(r'Corrupt JPEG data|Premature end of JPEG|Not enough data a
 _HARMLESS = re.compile(r'Corrupt JPEG data: [1-4] extraneous bytes before marker 0xd9')
 _DECODERS = re.compile(
     r'^(libpng (error|warning): |\[ *(ERROR|WARN|INFO|DEBUG):\d+@|OpenCV|'
-    r'(Corrupt|Premature end of|Unsupported) (JPEG|data)|Unsupported marker|Invalid |Inconsistent |Bogus |Warning: unknown JFIF|Unknown Adobe|'
+    r'(Corrupt|Premature end of|Unsupported) (JPEG|data)|'
+    r'Unsupported marker|Invalid |Inconsistent |Bogus |Warning: unknown JFIF|Unknown Adobe|'
     r'((TIFF|LZW|Zip|Fax|PackBits|JPEG|Deflate|LERC|WebP)\w*: )|\s*$)'
 )
 

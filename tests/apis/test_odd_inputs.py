@@ -59,6 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- a folder of everything ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_hundred_odd_files(tool, tmp_path, capfd):
     good, reasons = make_odd_files(tmp_path / 'in')
     assert len(good) + len(reasons) > 100
