@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from mmrepmtl.analysis.saliency_maps import SaliencyMaps
-from mmrepmtl.visualization.draw import MARGIN, PAPER, RULE, draw_legend, draw_scale, wrap_legend
+from mmrepmtl.visualization.draw import MARGIN, PAPER, RULE, draw_legend, draw_scale, panel_size, wrap_legend
 from mmrepmtl.visualization.panels import INK, fit, font, shorten
 
 WIDTH, _GAP, _GROUP = 168, 6, 20
@@ -52,7 +52,7 @@ def saliency_sheet(
     group = (len(first.tasks) + 1) * (WIDTH + _GAP) - _GAP
     lefts = [MARGIN + WIDTH + _GROUP + number * (group + _GROUP) for number in range(len(runs))]
     total = lefts[-1] + group + MARGIN
-    heights = [max(round(picture.shape[0] * WIDTH / picture.shape[1]), 1) + _BELOW for picture in pictures]
+    heights = [panel_size(picture, WIDTH)[0] + _BELOW for picture in pictures]
     matrices_top = MARGIN + _TITLES + sum(heights)
     legend = wrap_legend('owner', list(zip(task_colours(len(first.tasks)), first.tasks, strict=True)), total)
     cell = _cell_size(len(pictures), len(first.tasks), group)

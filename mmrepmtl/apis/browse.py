@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from mmrepmtl.apis.splits import dataset_of
 from mmrepmtl.datasets import EpochIndex
 from mmrepmtl.registry import DATASETS, MODELS
+from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.visualization import write_picture
+from mmrepmtl.visualization.draw import check_format
 from mmrepmtl.visualization.target_grid import target_grid
 
 
@@ -42,11 +44,13 @@ def browse_dataset(
         The samples' numbers.
 
     Raises:
-        ValueError: On a number below 1, or a config without such a loader.
+        ValueError: On a number below 1, a file that cannot be written, or a config without such a loader.
     """
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     if num < 1:
         raise ValueError(f'browse_dataset: num={num} must be at least 1')
+    check_format(out)
+    check_writable(Path(out).parent)
     dataset = DATASETS.build(dataset_of(cfg, split, 'browse_dataset'))
     count = min(num, len(dataset))
     numbers = [round(number) for number in np.linspace(0, len(dataset) - 1, count)]

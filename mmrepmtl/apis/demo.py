@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from mmrepmtl.analysis.saliency_maps import SaliencySettings, mirrored_targets, saliency_maps
 from mmrepmtl.apis.demo_panels import CSS, Panel, input_panel, panel_size, prediction_panel, saliency_panels
 from mmrepmtl.apis.inferencer import MultiTaskInferencer
 from mmrepmtl.apis.splits import loader_of
 from mmrepmtl.datasets import SynthRoomsDataset
+from mmrepmtl.datasets.pictures import read_bytes, read_header
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.utils.config_types import type_name
@@ -123,17 +123,15 @@ def read_upload(path: str | Path, name: str) -> tuple[np.ndarray, tuple[int, int
         ValueError: It is no picture, or has more than MAX_PIXELS pixels; names the file.
     """
     try:
-        with Image.open(path) as header:  # reads no pixels
-            width, height = header.size
-    except Image.DecompressionBombError as error:
-        raise ValueError(f'{name}: too large; at most {MAX_PIXELS // 10**6} million pixels') from error
-    except (OSError, SyntaxError, ValueError) as error:
+        header = read_header(memoryview(read_bytes(str(path), 'an image', MAX_PIXELS)), name, 'an image', 2**62)
+    except (OSError, ValueError) as error:
         raise ValueError(f'{name} cannot be read as an image; give a JPEG, PNG or WebP file') from error
+    height, width = header.size
     if width * height > MAX_PIXELS:
         raise ValueError(f'{name}: {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are taken')
     try:
         picture = np.rint(255 * read_picture_image(str(path))).astype(np.uint8)
-    except (OSError, ValueError, cv2.error) as error:
+    except (OSError, ValueError, MemoryError, cv2.error) as error:
         raise ValueError(f'{name} cannot be read as an image, or is damaged') from error
     original = (picture.shape[0], picture.shape[1])
     scale = MAX_SIDE / max(original)

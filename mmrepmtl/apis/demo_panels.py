@@ -14,6 +14,8 @@ from mmrepmtl.visualization.panels import fit, make_pair, palette_of
 
 #: Smaller pictures are magnified by a whole factor to at least this width, so that browsers do not blur their pixels.
 MIN_WIDTH = 384
+#: Panels are no higher: a picture of 1 x 1024 pixels would fill gigabytes, so it is drawn compressed.
+MAX_HEIGHT = 4096
 #: Width of panels that hold text, which browsers must not shrink beyond legibility.
 TEXT_WIDTH = 320
 
@@ -44,9 +46,9 @@ class Panel(NamedTuple):
 
 
 def panel_size(height: int, width: int) -> tuple[int, int]:
-    """(h, w) of the panels of a picture, see MIN_WIDTH."""
+    """(h, w) of the panels of a picture, see MIN_WIDTH and MAX_HEIGHT."""
     factor = -(-MIN_WIDTH // width) if width < MIN_WIDTH else 1
-    return height * factor, width * factor
+    return min(height * factor, MAX_HEIGHT), width * factor
 
 
 def input_panel(picture: np.ndarray, size: tuple[int, int], grids: Sequence[tuple[int, int]]) -> Panel:
@@ -72,7 +74,7 @@ def prediction_panel(prediction: np.ndarray, meta: Mapping[str, Any], size: tupl
     """
     kind = meta['kind']
     if not KINDS[kind].dense:
-        size = (max(round(size[0] * TEXT_WIDTH / size[1]), 80), TEXT_WIDTH)
+        size = (min(max(round(size[0] * TEXT_WIDTH / size[1]), 80), MAX_HEIGHT), TEXT_WIDTH)
     pair = make_pair(kind, None, prediction, meta, size)
     if kind == 'segmentation':
         return Panel(pair.prediction, _classes(prediction, meta))

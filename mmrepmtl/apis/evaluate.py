@@ -2,7 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -10,10 +12,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
-from mmrepmtl.apis.splits import check_split, dataset_of, metrics_of_split
+from mmrepmtl.apis.splits import check_split, dataset_of, listed_metrics, metrics_of_split
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
+    StreamingMetric,
+    check_baseline,
     comparison_table,
     delta_m,
     delta_p_metric,
@@ -22,8 +26,10 @@ from mmrepmtl.evaluation import (
     fit_constants,
     save_results,
 )
-from mmrepmtl.registry import DATASETS
+from mmrepmtl.registry import DATASETS, METRICS
 from mmrepmtl.utils.config_types import name_types, plain_data
+from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.folders import check_writable
 
 
 def evaluate(
@@ -48,18 +54,25 @@ def evaluate(
 
     Returns:
         ``dict(metrics, constant, delta)``, on every rank the same metrics; also written to ``test_metrics.json`` in the
-        work directory.
+        work directory, the metrics as soon as they are there.
 
     Raises:
-        ValueError: If the checkpoint is refused or does not fit the model, or the config lacks a part of the test.
+        ValueError: Before the test: the config lacks a part of it, the checkpoint is refused or does not fit the model,
+            the baseline is not one for these metrics, or a folder cannot be written to. After it: Delta p, the
+            constants or the picture failed; the metrics are in the file all the same.
     """
     check_split(cfg, 'test', 'test')
     if constant:
         dataset_of(cfg, 'train', 'test: the best constant predictions are those of the training set (--no-constant)')
+    if stl is not None:
+        check_baseline(stl, _metric_keys(cfg))
     name_types(cfg)
     prepare_launch(cfg)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
+    if is_main_process():
+        for folder in filter(None, (cfg.work_dir, show_dir)):
+            check_writable(folder)
     runner = Runner.from_cfg(_without_incomplete_parts(cfg))
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
@@ -69,35 +82,28 @@ def evaluate(
     tested = runner.test()
     # A config of one's own may have no hook that keeps them.
     metrics = metrics_of(runner) or dict(tested or {})
-    delta = (
-        {}
-        if stl is None
-        else {
-            'delta_p_task (ARI)': delta_p_task(metrics, stl),
-            'delta_p_metric': delta_p_metric(metrics, stl),
-            'delta_m': delta_m(metrics, stl),
-        }
+    about = dict(
+        checkpoint=str(checkpoint),
+        test_data=test_data(cfg),
+        metric_settings=metric_settings(cfg),
+        epoch=epoch,
+        selection=selection,
     )
-    constants = _constants(cfg) if constant and is_main_process() else {}
+    steps = _Steps(Path(cfg.work_dir, 'test_metrics.json'), metrics, about)
+    delta = {} if stl is None else steps.attempt('Delta p', lambda: _deltas(metrics, stl), {})
+    constants: dict[str, float] = {}
     if is_main_process():
+        steps.save(**delta)
+        if constant:
+            constants = steps.attempt('the best constant predictions', lambda: _constants(cfg), {})
         print(f'\n{comparison_table(metrics, constants)}')
         for name, value in delta.items():
             print(f'{name}: {value:+.2f} % against the single-task baseline')
-        save_results(
-            Path(cfg.work_dir, 'test_metrics.json'),
-            metrics,
-            dict(
-                checkpoint=str(checkpoint),
-                test_data=test_data(cfg),
-                metric_settings=metric_settings(cfg),
-                epoch=epoch,
-                selection=selection,
-                constant=constants,
-                **delta,
-            ),
-        )
+        steps.save(constant=constants, **delta)
         if show_dir is not None:
-            _draw(runner, model, Path(show_dir) / 'predictions.png', num_pictures)
+            path = Path(show_dir) / 'predictions.png'
+            steps.attempt('the pictures', lambda: _draw(runner, model, path, num_pictures), None)
+    steps.finish()
     return dict(metrics=metrics, constant=constants, delta=delta)
 
 
@@ -112,6 +118,61 @@ def _without_incomplete_parts(cfg: Config) -> Config:
             for key in (*keys, *(('param_scheduler',) if 'optim_wrapper' in keys else ())):
                 cfg[key] = None
     return cfg
+
+
+class _Steps:
+    """What is done with the metrics of a test, which took long: each step may fail, none may lose them.
+
+    Args:
+        file: Where the metrics go.
+        metrics: The metrics.
+        about: What they were made with.
+    """
+
+    def __init__(self, file: Path, metrics: dict[str, float], about: dict[str, Any]) -> None:
+        self.file, self.metrics, self.about = file, metrics, about
+        self.written, self.failures = False, []
+
+    def save(self, **more: Any) -> None:
+        """Writes the metrics; on the terminal where the file cannot be written."""
+        try:
+            save_results(self.file, self.metrics, self.about | more)
+            self.written = True
+        except OSError as error:
+            self.failures.append((f'writing {self.file}', error))
+            print(f'metrics: {json.dumps(self.metrics)}')
+
+    def attempt(self, what: str, do: Callable[[], Any], otherwise: Any) -> Any:
+        """The outcome of a step, or ``otherwise`` if it fails, which :meth:`finish` raises."""
+        try:
+            return do()
+        except Exception as error:
+            self.failures.append((what, error))
+            return otherwise
+
+    def finish(self) -> None:
+        """Raises ValueError for the steps that failed, naming all of them."""
+        if self.failures:
+            told = '; '.join(f'{what} failed: {error or type(error).__name__}' for what, error in self.failures)
+            place = f'in {self.file}' if self.written else 'on the terminal'
+            raise ValueError(f'the test is done and its metrics are {place}, but {told}') from self.failures[0][1]
+
+
+def _deltas(metrics: dict[str, float], stl: dict[str, float]) -> dict[str, float]:
+    return {
+        'delta_p_task (ARI)': delta_p_task(metrics, stl),
+        'delta_p_metric': delta_p_metric(metrics, stl),
+        'delta_m': delta_m(metrics, stl),
+    }
+
+
+def _metric_keys(cfg: Config) -> list[str] | None:
+    """The keys of the metrics that a test will give; None if a metric of another kind than ours does not tell."""
+    init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
+    metrics = [METRICS.build(dict(spec)) for spec in listed_metrics(cfg.test_evaluator)]
+    if not metrics or not all(isinstance(metric, StreamingMetric) for metric in metrics):
+        return None
+    return [f'{metric.prefix}/{name}' for metric in metrics for name in metric.names]
 
 
 def load_weights(model, weights: dict, checkpoint: str | Path) -> None:
@@ -143,16 +204,19 @@ def _constants(cfg: Config) -> dict[str, float]:
     source = json.dumps(plain_data([train_cfg, test_set, metrics_cfg]), sort_keys=True)
     file = Path(cfg.work_dir, 'constants.json')
     if file.is_file():
-        known = json.loads(file.read_text())
-        if known['source'] == source:
-            return known['metrics']
+        try:
+            known = json.loads(file.read_text(encoding='utf-8'))
+            if known['source'] == source:
+                return {str(key): float(value) for key, value in known['metrics'].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            print(f'{file}: cannot be read ({error}), so the constants are computed anew')
     print('best constant predictions of the training set (once per data set):')
     constants = fit_constants(DATASETS.build(train_cfg), metrics_cfg)
     print()
     metrics = evaluate_constants(DATASETS.build(test_set), metrics_cfg, constants)
     print()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1))
+    with whole_file(file) as opened:
+        opened.write(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1).encode())
     return metrics
 
 

@@ -19,6 +19,7 @@ from mmrepmtl.apis.onnx_graph import INPUT, describe, predict
 from mmrepmtl.apis.onnx_writer import to_onnx
 from mmrepmtl.models import MultiTaskModel
 from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.version import __version__
 
 INSTALL = "pip install 'mmrepmtl[deploy]'"
@@ -76,15 +77,18 @@ def export_onnx(
     Raises:
         ImportError: A package is missing; says what to install.
         FileNotFoundError: There is no such config, directory or checkpoint.
-        ValueError: The checkpoint is refused or does not fit, the config names no size, the model cannot be exported,
-            or the exported graph differs from PyTorch, with the task. Nothing is written then, and a file that was
-            there stays.
+        ValueError: The file cannot be written, the checkpoint is refused or does not fit, the config names no size, the
+            model cannot be exported, or the exported graph differs from PyTorch, with the task. Nothing is written
+            then, and a file that was there stays.
     """
     _need_packages()
     cfg, checkpoint = find_run(config_or_workdir, checkpoint)
     path = checkpoint.with_suffix('.onnx') if out is None else Path(out)
     if path.suffix != '.onnx':
         raise ValueError(f'{path}: the file to write must end with .onnx')
+    if path.is_dir():
+        raise ValueError(f'{path}: is a folder; give the name of a file in it')
+    check_writable(path.parent, make=False)
     model, state = load_model(_without_compilation(cfg), checkpoint, 'cpu', trust_checkpoint)
     if not isinstance(model, MultiTaskModel):
         raise ValueError(f'only a MultiTaskModel is exported, the config has {type(model).__name__}')

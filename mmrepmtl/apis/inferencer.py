@@ -1,5 +1,6 @@
 """Predictions of all tasks on pictures, folders and videos, at their own size and in physical units."""
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,12 +16,17 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmrepmtl.apis.image_pipeline import ImagePipeline, Prepared
-from mmrepmtl.apis.inputs import Inputs, Picture, find_inputs
+from mmrepmtl.apis.inputs import MAX_PIXELS, Inputs, Picture, find_inputs
 from mmrepmtl.apis.loading import find_run, load_model, target_declarations
 from mmrepmtl.apis.result_files import ResultWriter
 from mmrepmtl.models import MultiTaskModel
 from mmrepmtl.models.heads import DenseHead, full_precision
+from mmrepmtl.utils.device import resolve_device
+from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization.draw import to_array
+
+#: What no other picture's results could be written after, either.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.EACCES)
 
 
 @dataclass
@@ -39,6 +45,7 @@ class InferenceResult:
         files: {task, 'json' or 'visualization': file}, where files are written.
         error: Why there are no predictions, or None.
         video, fps: Name and frame rate of the video that it is a frame of.
+        notes: What was decided in reading it, such as the range of a 16-bit picture.
     """
 
     name: str
@@ -50,6 +57,7 @@ class InferenceResult:
     error: str | None = None
     video: str | None = None
     fps: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -77,11 +85,12 @@ class MultiTaskInferencer:
         device: None: a GPU where there is one, else the CPU.
         trust_checkpoint: Load a checkpoint that holds more than data.
         size: (height, width) in pixels of the network's input, instead of what the config says.
+        max_pixels: The most pixels of a picture or a frame; larger ones are refused before they are decoded.
 
     Raises:
         FileNotFoundError: There is no such config, directory or checkpoint.
         ValueError: The checkpoint is refused or does not fit, the model is another one than
-            :class:`MultiTaskModel`, or the config's test pipeline cannot be used.
+            :class:`MultiTaskModel`, the config's test pipeline cannot be used, or this machine has no such device.
     """
 
     def __init__(
@@ -91,7 +100,11 @@ class MultiTaskInferencer:
         device: str | torch.device | None = None,
         trust_checkpoint: bool = False,
         size: Sequence[int] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        device, self.max_pixels = resolve_device(device), max_pixels
+        if max_pixels < 1:
+            raise ValueError(f'MultiTaskInferencer: max_pixels={max_pixels} must be at least 1')
         cfg, self.checkpoint = find_run(config_or_workdir, checkpoint)
         model, state = load_model(cfg, self.checkpoint, device, trust_checkpoint)
         if not isinstance(model, MultiTaskModel):
@@ -138,22 +151,42 @@ class MultiTaskInferencer:
 
         Raises:
             ValueError: Nothing to predict on, an array that is no picture, ``batch_size`` below 1, or an ``out_dir``
-                that holds the inputs.
+                that cannot be written to or whose folders hold inputs. Nothing is written then.
+            OSError: The disk is full, or the folder can no longer be written to. The results so far are whole.
         """
         if batch_size < 1:
             raise ValueError(f'MultiTaskInferencer: batch_size={batch_size} must be at least 1')
-        sources = find_inputs(inputs)
+        sources = find_inputs(inputs, self.max_pixels)
         pictures = chain.from_iterable(source.read() for source in sources)
         if out_dir is None:
             yield from self._results(pictures, batch_size)
             return
-        if any(source.path and source.path.resolve().parent == Path(out_dir).resolve() for source in sources):
-            raise ValueError(f'MultiTaskInferencer: out_dir={str(out_dir)!r} is the folder of the inputs; give another')
-        with closing(ResultWriter(out_dir, self.targets_meta, self.head_targets, self.checkpoint)) as writer:
+        writer = ResultWriter(out_dir, self.targets_meta, self.head_targets, self.checkpoint)
+        files = [source.path for source in sources if source.path is not None]
+        writer.prepare(files, [source.video for source in sources if source.video])
+        with closing(writer):
             for result in self._results(pictures, batch_size):
                 if result.error is None:
-                    result.files = writer.write(result)
+                    self._write(writer, result)
                 yield result
+                yield from self._broken_videos(writer)
+        yield from self._broken_videos(writer)
+
+    def _write(self, writer: ResultWriter, result: InferenceResult) -> None:
+        """Writes the files of a result; what concerns this picture alone, such as a name, becomes its error."""
+        try:
+            result.files = writer.write(result)
+        except (OSError, ValueError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise
+            result.error = f'its results cannot be written: {error or type(error).__name__}'
+            _warn(f'{result.source}: {result.error}')
+
+    def _broken_videos(self, writer: ResultWriter) -> Iterator[InferenceResult]:
+        while writer.broken_videos:
+            path, reason = writer.broken_videos.popitem()
+            _warn(f'{path}: {reason}')
+            yield InferenceResult(path.stem, str(path), error=reason, video=path.stem)
 
     def _results(self, pictures: Iterator[Picture], batch_size: int) -> Iterator[InferenceResult]:
         batch: list[tuple[InferenceResult, Prepared | None]] = []
@@ -168,39 +201,57 @@ class MultiTaskInferencer:
         yield from self._predict(batch)
 
     def _prepare(self, picture: Picture) -> tuple[InferenceResult, Prepared | None]:
-        result = InferenceResult(picture.name, picture.source, video=picture.video, fps=picture.fps)
+        result = InferenceResult(
+            picture.name, picture.source, video=picture.video, fps=picture.fps, notes=picture.notes
+        )
         result.error, prepared = picture.error, None
         if picture.img is not None:
             try:
                 prepared = self.pipeline(picture.img, picture.source)
-            except (ValueError, cv2.error) as error:
+            except (ValueError, MemoryError, cv2.error) as error:
                 result.error = str(error).removeprefix(f'{picture.source}: ')
         if prepared is None:
             _warn(f'{picture.source}: {result.error}')
             return result, None
+        for note in picture.notes:
+            _warn(f'{picture.source}: {note}')
         result.image = np.rint(255 * picture.img).astype(np.uint8)
         result.network_size = prepared.content
         return result, prepared
 
-    @torch.no_grad()
     def _predict(self, batch: list[tuple[InferenceResult, Prepared | None]]) -> list[InferenceResult]:
-        """Fills in the predictions of a batch."""
+        """Fills in the predictions of a batch; where it fails, those of each picture alone, or why there are none."""
         due = [(result, prepared) for result, prepared in batch if prepared is not None]
-        if due:
-            samples = [prepared.data_sample for _, prepared in due]
-            data = dict(inputs=[prepared.inputs for _, prepared in due], data_samples=samples)
-            data = self.model.data_preprocessor(data, training=False)
-            for task, output in self.model.raw_outputs(data['inputs']).items():
-                head = self.model.heads[task]
-                whole = None if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
-                for index, (result, prepared) in enumerate(due):
-                    if not output[index].isfinite().all():
-                        _warn(f'{result.source}: the network output of task {task!r} is not finite')
-                    value = (
-                        at_size(head, output[index], prepared.content, result.size) if whole is None else whole[index]
-                    )
-                    result.predictions[task] = to_array(value)
+        parts = [due] if due else []
+        while parts:
+            part = parts.pop()
+            # Networks refuse sizes in many ways: assertions, shapes that do not fit, a lack of memory.
+            try:
+                self._fill_in(part)
+            except Exception as error:
+                if len(part) > 1:
+                    parts += [[pair] for pair in reversed(part)]
+                    continue
+                result = part[0][0]
+                result.predictions = {}
+                reason = next(iter(str(error).splitlines()), '')
+                result.error = f'cannot be predicted on: {type(error).__name__}: {reason}'
+                _warn(f'{result.source}: {result.error}')
         return [result for result, _ in batch]
+
+    @torch.no_grad()
+    def _fill_in(self, due: list[tuple[InferenceResult, Prepared]]) -> None:
+        samples = [prepared.data_sample for _, prepared in due]
+        data = dict(inputs=[prepared.inputs for _, prepared in due], data_samples=samples)
+        data = self.model.data_preprocessor(data, training=False)
+        for task, output in self.model.raw_outputs(data['inputs']).items():
+            head = self.model.heads[task]
+            whole = None if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
+            for index, (result, prepared) in enumerate(due):
+                if not output[index].isfinite().all():
+                    _warn(f'{result.source}: the network output of task {task!r} is not finite')
+                value = at_size(head, output[index], prepared.content, result.size) if whole is None else whole[index]
+                result.predictions[task] = to_array(value)
 
 
 def at_size(head: DenseHead, output: Tensor, content: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -219,4 +270,4 @@ def at_size(head: DenseHead, output: Tensor, content: tuple[int, int], size: tup
 
 
 def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)
+    print_log(one_line(message), logger='current', level=logging.WARNING)

@@ -15,6 +15,7 @@ from mmrepmtl.apis.evaluate import load_weights
 from mmrepmtl.apis.splits import loader_of
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.registry import DATASETS, MODELS
+from mmrepmtl.utils.device import resolve_device
 
 
 def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None) -> tuple[Config, Path]:
@@ -76,8 +77,9 @@ def load_model(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the checkpoint is refused or does not fit the model.
+        ValueError: If the checkpoint is refused or does not fit the model, or this machine has no such device.
     """
+    device = resolve_device(device)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     config = copy.deepcopy(cfg.model)
@@ -87,7 +89,6 @@ def load_model(
             encoder[key] = without
     model = MODELS.build(config)
     load_weights(model, state['state_dict'], checkpoint)
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     return model.to(device).eval(), state
 
 

@@ -2,23 +2,27 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
+from mmrepmtl.apis.sheet_video import SheetVideo
 from mmrepmtl.structures import KindTable, MultiTaskDataSample
 from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.folders import check_writable
+from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization import task_sheet, write_picture
 from mmrepmtl.visualization.panels import palette_of
 
 SHEETS = 'visualization'
 #: 16-bit PNG of millimetres.
 MAX_MILLIMETRES = 65535
+_DENSE = ('segmentation', 'binary', 'depth', 'normals')
 
 
 class ResultWriter:
@@ -34,7 +38,8 @@ class ResultWriter:
     ``visualization/NAME.png``           the picture and all predictions; of a video ``visualization/VIDEO.mp4``
     ==================================== ===========================================================================
 
-    The data sets' readers read these files back. Close it, so that a video is complete.
+    The data sets' readers read these files back. Where OpenCV cannot write the video, its pictures are
+    ``visualization/VIDEO/NUMBER.png``. Close it, so that a video is complete.
 
     Args:
         out_dir: The folder, made if need be.
@@ -43,7 +48,7 @@ class ResultWriter:
         checkpoint: What the predictions were made with, for the JSON files.
 
     Raises:
-        ValueError: A task with the name of the folder of the pictures, or a video that cannot be written.
+        ValueError: A task with the name of the folder of the pictures.
     """
 
     def __init__(
@@ -57,12 +62,71 @@ class ResultWriter:
             raise ValueError(f'a task {SHEETS!r} has the name of the folder of the pictures; rename it')
         self.out_dir, self.checkpoint = Path(out_dir), str(checkpoint)
         self.targets_meta, self.head_targets = targets_meta, head_targets
-        self._video: tuple[str, cv2.VideoWriter] | None = None
-        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._video: SheetVideo | None = None
+        #: {video that is not there: why}.
+        self.broken_videos: dict[Path, str] = {}
+
+    def prepare(self, sources: Sequence[Path], videos: Sequence[str] = ()) -> None:
+        """Makes the folders, after checking that no input lies where results go.
+
+        Args:
+            sources: The files that must stay as they are.
+            videos: Names of the videos, whose results have folders of their own.
+
+        Raises:
+            ValueError: An input is in a folder of the results, or is one file with a result of an earlier run, by
+                whatever path or link; or a folder cannot be made or written to. Nothing is written then.
+        """
+        tasks = [task for task, target in self.head_targets.items() if self.targets_meta[target]['kind'] in _DENSE]
+        folders = [self.out_dir, *(self.out_dir / name for name in (SHEETS, *tasks))]
+        inside = [folder / video for folder in folders for video in videos]
+        self._refuse_inputs(sources, [*folders, *inside])
+        for folder in folders:
+            check_writable(folder)
+
+    def _refuse_inputs(self, sources: Sequence[Path], folders: Sequence[Path]) -> None:
+        there: dict[tuple[int, int], Path] = {}
+        for folder in folders:
+            if os.path.isdir(folder):
+                there[_identity(folder)] = folder
+        files = {_identity(path): path for path in sources if os.path.isfile(path)} if there else {}
+        for path in sources:
+            # Both the folder that the path names and the one that a link leads to.
+            for parent in (path.absolute().parent, Path(os.path.realpath(path)).parent):
+                folder = there.get(_identity(parent)) if os.path.isdir(parent) else None
+                if folder is not None:
+                    raise ValueError(
+                        f'{one_line(str(path))}: lies in {one_line(str(folder))}, which is the folder of the inputs '
+                        'and of results at once; give another out_dir, so that no input is overwritten'
+                    )
+        for folder in there.values():
+            with os.scandir(folder) as entries:
+                twice = next((entry.path for entry in entries if _identity(entry.path) in files), None)
+            if twice is not None:
+                path = one_line(str(files[_identity(twice)]))
+                raise ValueError(
+                    f'{path}: is the same file as {one_line(twice)} among the results; give another out_dir, so that '
+                    'no input is overwritten'
+                )
 
     def write(self, result: Any) -> dict[str, Path]:
-        """Writes an :class:`InferenceResult`; returns {task, 'json' or 'visualization': its file}."""
+        """Writes an :class:`InferenceResult`; returns {task, 'json' or 'visualization': its file}.
+
+        The JSON file comes last: where it is, all others are.
+
+        Raises:
+            OSError: A file could not be written; none of this picture's is left then.
+        """
         files: dict[str, Path] = {}
+        try:
+            return self._write(result, files)
+        except OSError:
+            for path in files.values():
+                if path.suffix != '.mp4':
+                    path.unlink(missing_ok=True)
+            raise
+
+    def _write(self, result: Any, files: dict[str, Path]) -> dict[str, Path]:
         told: dict[str, dict] = {}
         for task, prediction in result.predictions.items():
             meta = self.targets_meta[self.head_targets[task]]
@@ -71,6 +135,7 @@ class ResultWriter:
             if file is not None:
                 files[task] = file
                 told[task]['file'] = str(file.relative_to(self.out_dir))
+        files[SHEETS] = self._write_sheet(result)
         files['json'] = self.out_dir / f'{result.name}.json'
         summary = dict(
             source=result.source,
@@ -79,9 +144,10 @@ class ResultWriter:
             checkpoint=self.checkpoint,
             tasks=told,
         )
+        if result.notes:
+            summary['notes'] = list(result.notes)
         with whole_file(files['json']) as opened:
             opened.write(json.dumps(summary, indent=1, allow_nan=False).encode())
-        files[SHEETS] = self._write_sheet(result)
         return files
 
     def _write_sheet(self, result: Any) -> Path:
@@ -89,28 +155,33 @@ class ResultWriter:
         for task, prediction in result.predictions.items():
             sample.set_prediction(task, torch.from_numpy(prediction))
         sheet = task_sheet(result.image, sample, self.targets_meta, self.head_targets, title=result.source)
-        if result.video is None:
-            path = self.out_dir / SHEETS / f'{result.name}.png'
-            write_picture(path, sheet)
-            return path
-        path = self.out_dir / SHEETS / f'{result.video}.mp4'
-        if self._video is None or self._video[0] != result.video:
-            self.close()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            size = (sheet.shape[1] // 2 * 2, sheet.shape[0] // 2 * 2)  # players want even numbers
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), result.fps, size)
-            if not writer.isOpened():
-                raise ValueError(f'{path}: OpenCV cannot write this video; give the frames as a folder of images')
-            self._video = (result.video, writer)
-        even = sheet[: sheet.shape[0] // 2 * 2, : sheet.shape[1] // 2 * 2]
-        self._video[1].write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        if result.video is not None:
+            if self._video is None or self._video.name != result.video:
+                self.close()
+                self._video = SheetVideo(self.out_dir / SHEETS, result.video, result.fps)
+            if self._video.write(sheet):
+                return self._video.path
+        path = self.out_dir / SHEETS / f'{result.name}.png'
+        write_picture(path, sheet)
         return path
 
     def close(self) -> None:
         """Ends the video that is being written."""
         if self._video is not None:
-            self._video[1].release()
-            self._video = None
+            video, self._video = self._video, None
+            try:
+                video.close()
+            except OSError as error:
+                self.broken_videos[video.path] = f'this video could not be written: {error.strerror or error}'
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    """What makes a file or folder itself, whatever its name; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _segmentation(base: Path, labels: np.ndarray, meta: Mapping[str, Any]) -> tuple[Path, dict]:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, quickstart:
             args.config_or_workdir or quickstart, args.checkpoint, args.device, size=args.size
         )
         serve(inferencer, args.host, args.port)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'demo: {error}')
     except KeyboardInterrupt:
         pass  # Ctrl-C or kill: how a server is meant to end

@@ -1,21 +1,24 @@
-"""Predicts all tasks on an image, a folder of images or a video, and writes the predictions as files.
+"""Predicts all tasks on images, videos and folders of them, and writes the predictions as files.
 
-Exit status: 0, or 1 if an input could not be read (all others are done all the same).
+What cannot be read or predicted on is named at the end with the reason; all others are done. Exit status: 0; 1 if
+something failed or the disk is full; 2 if nothing was begun, with one line that says what is wrong.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmengine.utils import ProgressBar
 
 from mmrepmtl.apis import MultiTaskInferencer
-from mmrepmtl.apis.inputs import find_inputs
+from mmrepmtl.apis.inputs import MAX_PIXELS, find_inputs
+from mmrepmtl.utils.text import one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config_or_workdir', help='a config file, or the work directory of a run')
-    parser.add_argument('input', nargs='+', help='images, folders of images, videos')
+    parser.add_argument('input', nargs='+', help='images, videos, folders of them')
     parser.add_argument('--checkpoint', help='the file (default: the last one of the work directory)')
     parser.add_argument('--out-dir', default='predictions', help='where the files go (default: predictions)')
     parser.add_argument('--batch-size', type=int, default=1)
@@ -23,24 +26,58 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
     )
+    parser.add_argument(
+        '--max-pixels',
+        type=int,
+        default=MAX_PIXELS,
+        metavar='N',
+        help=f'pictures of more pixels are refused before they are decoded (default: {MAX_PIXELS})',
+    )
     parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
     return parser.parse_args(argv)
 
 
+def refuse(error: Exception, status: int) -> int:
+    """One line on standard error."""
+    print(f'infer: error: {one_line(str(error) or type(error).__name__)}', file=sys.stderr)
+    return status
+
+
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold what the terminal's encoding does not.
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
     args = parse_args(argv, prog)
-    inferencer = MultiTaskInferencer(
-        args.config_or_workdir, args.checkpoint, args.device, args.trust_checkpoint, args.size
-    )
-    progress = ProgressBar(sum(source.count for source in find_inputs(args.input)))
-    done, failed = 0, []
-    for result in inferencer.stream(args.input, args.batch_size, args.out_dir):
-        progress.update()
-        done += result.error is None
-        if result.error is not None:
-            failed.append(result)
-    print(f'\n{done} predicted, {len(failed)} failed: {args.out_dir}')
-    for result in failed:
-        print(f'failed: {result.source}: {result.error}')
+    done, failed, results = 0, [], None
+    try:
+        inferencer = MultiTaskInferencer(
+            args.config_or_workdir, args.checkpoint, args.device, args.trust_checkpoint, args.size, args.max_pixels
+        )
+        total = sum(source.count for source in find_inputs(args.input, args.max_pixels))
+        results = inferencer.stream(args.input, args.batch_size, args.out_dir)
+        # The first one brings the checks of what was given.
+        result = next(results, None)
+    except (OSError, ValueError) as error:
+        return refuse(error, 2 if results is None or not isinstance(error, OSError) else 1)
+    progress, stopped = ProgressBar(total), None
+    try:
+        while result is not None:
+            progress.update()
+            done += result.error is None
+            if result.error is not None:
+                failed.append((result.source, result.error))
+            result = next(results, None)
+    except (OSError, KeyboardInterrupt) as error:
+        stopped = error
+    finally:
+        results.close()
+    print(f'\n{done} predicted, {len(failed)} failed: {one_line(args.out_dir)}')
+    for source, reason in failed:
+        print(f'failed: {one_line(source)}: {one_line(reason)}')
+    if stopped is not None:
+        why = 'interrupted' if isinstance(stopped, KeyboardInterrupt) else stopped
+        told = OSError(f'stopped after {done + len(failed)} of {total}, whose files are whole: {why}')
+        return refuse(told, 130 if why == 'interrupted' else 1)
     return 1 if failed else 0

@@ -28,8 +28,10 @@ from mmrepmtl.apis.splits import dataset_of, picture_dataset
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.device import device_argument
+from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.visualization import write_picture
-from mmrepmtl.visualization.draw import to_picture
+from mmrepmtl.visualization.draw import check_format, to_picture
 
 #: (caption, image (3, h, w), sample with its targets or None where there is no ground truth)
 Item = tuple[str, Tensor, MultiTaskDataSample | None]
@@ -42,7 +44,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='a file, or SPLIT:INDEX,INDEX,...')
     parser.add_argument('--compare', metavar='CHECKPOINT', help='a second model of the same config, drawn beside it')
     parser.add_argument('--out', default='saliency.png', help='the picture (default: saliency.png)')
-    parser.add_argument('--device', help='for example cuda:0 or cpu (default: a GPU where there is one)')
+    parser.add_argument(
+        '--device', type=device_argument, help='for example cuda:0 or cpu (default: a GPU where there is one)'
+    )
     parser.add_argument('--trust-checkpoint', action='store_true', help='load checkpoints that hold more than data')
     parser.add_argument('--data-root', help='folder of the data set')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
@@ -106,6 +110,8 @@ def maps_of(
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)
+    check_format(args.out)
+    check_writable(Path(args.out).parent)
     cfg = load_config(args.config, data_root=args.data_root, cfg_options=args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     items = read_items(cfg, args.images)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 
 from mmengine.config import DictAction
@@ -35,16 +36,21 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)
-    cfg = load_config(
-        args.config,
-        work_dir=args.work_dir,
-        data_root=args.data_root,
-        cfg_options=args.cfg_options,
-        launcher=args.launcher,
-    )
-    if args.stl:
-        check_split(cfg, 'test', 'test')
-        check_comparable(cfg, {path: load_results(path)[1] for path in args.stl})
-    stl = load_baseline(*args.stl) if args.stl else None
+    try:
+        # First of all: a damaged file must not be found after hours.
+        baselines = {path: load_results(path)[1] for path in args.stl or ()}
+        stl = load_baseline(*args.stl) if args.stl else None
+        cfg = load_config(
+            args.config,
+            work_dir=args.work_dir,
+            data_root=args.data_root,
+            cfg_options=args.cfg_options,
+            launcher=args.launcher,
+        )
+        if args.stl:
+            check_split(cfg, 'test', 'test')
+            check_comparable(cfg, baselines)
+    except (OSError, ValueError) as error:
+        sys.exit(f'test: error: {error}')
     evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
     finish_launch()

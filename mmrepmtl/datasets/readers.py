@@ -12,8 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from mmrepmtl.datasets import pictures
 from mmrepmtl.datasets.transforms.functional import renormalise
 from mmrepmtl.structures.kinds import VOID
 
@@ -45,17 +45,14 @@ def resolve_root(owner: str, data_root: str | Path | None, name: str) -> str:
 
 
 def read_picture(path: str, flags: int, dtype: Any, expected: str) -> np.ndarray:
-    """Decodes a picture with OpenCV: (H, W, 3) BGR for ``IMREAD_COLOR``, else (H, W).
+    """Decodes a picture with OpenCV, as its EXIF orientation turns it: (H, W, 3) BGR for ``IMREAD_COLOR``, else (H, W).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded, is cut off, or is not ``dtype`` with that many channels.
+        ValueError: If it cannot be decoded, is damaged or cut off, has more pixels than ``MMREPMTL_MAX_PIXELS``, or is
+            not ``dtype`` with that many channels.
     """
-    data = np.fromfile(path, np.uint8)
-    # From memory, since cv2.imread shows the rest of a JPEG that was cut off in grey and goes on.
-    array = cv2.imdecode(data, flags) if data.size else None
-    if array is None:
-        raise ValueError(f'{path}: cannot be read as an image, expected {expected}')
+    array, _ = pictures.decode(path, flags, expected)
     channels = 3 if flags == cv2.IMREAD_COLOR else 2
     if array.dtype != dtype or array.ndim != channels:
         raise ValueError(f'{path}: found {array.shape} {array.dtype}, expected {expected}')
@@ -63,9 +60,50 @@ def read_picture(path: str, flags: int, dtype: Any, expected: str) -> np.ndarray
 
 
 def read_picture_image(path: str) -> np.ndarray:
-    """An RGB picture as (H, W, 3) float32 in [0, 1]."""
-    img = read_picture(path, cv2.IMREAD_COLOR, np.uint8, 'an RGB image')
-    return np.divide(cv2.cvtColor(img, cv2.COLOR_BGR2RGB), 255, dtype=np.float32)
+    """An RGB picture as (H, W, 3) float32 in [0, 1]; see :func:`read_noted_image`."""
+    return read_noted_image(path)[0]
+
+
+def read_noted_image(path: str, limit: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """An RGB picture as (H, W, 3) float32 in [0, 1], and what its owner should know of the way that it was read.
+
+    8 bits are divided by 255. 16 bits are divided by 65535, unless no value is above 255 or 4095: these are 8 and 12
+    bits in wider numbers, and would be black. Floats must be in [0, 1]. Transparency and ICC profiles are left out.
+    Of an animation or a document the first picture is taken.
+
+    Args:
+        path: The file.
+        limit: The most pixels; None takes ``MMREPMTL_MAX_PIXELS``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded, is damaged or cut off, has too many pixels, or no RGB in [0, 1].
+    """
+    expected = 'an RGB image'
+    array, header = pictures.decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, expected, limit)
+    if header.mode == 'LAB':
+        raise ValueError(f'{path}: found colours in CIELAB, expected {expected}; convert it')
+    notes, scale = [], 255
+    if header.frames > 1 and header.format != 'JPEG':  # a JPEG's others are thumbnails
+        notes.append(f'the first of the {header.frames} pictures in this file was taken')
+    high = float(array.max())
+    if array.dtype == np.uint16:
+        bits = next(bits for bits in (8, 12, 16) if high < 2**bits)
+        scale = 2**bits - 1
+        if bits < 16 and high > 0:
+            notes.append(f'16 bits per channel, but no value above {high:.0f}: taken as {bits}-bit values')
+    elif array.dtype.kind == 'f':
+        scale, low = 1, float(array.min())
+        # Written so that NaN fails it.
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f'{path}: found float values from {low:g} to {high:g}, expected {expected} in [0, 1]')
+    elif array.dtype != np.uint8:
+        raise ValueError(f'{path}: found {array.shape} {array.dtype}, expected {expected} of 8 or 16 bits or floats')
+    if array.ndim == 2:
+        return np.repeat(np.divide(array, scale, dtype=np.float32)[..., None], 3, axis=2), notes
+    # cvtColor knows no doubles.
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    return np.divide(cv2.cvtColor(array, cv2.COLOR_BGR2RGB), scale, dtype=np.float32), notes
 
 
 def read_picture_label(path: str) -> np.ndarray:
@@ -80,12 +118,8 @@ def read_picture_indices(path: str) -> np.ndarray:
         ValueError: If it cannot be decoded, or has colours of its own.
     """
     expected = 'an 8-bit PNG of label ids, grey or with a palette'
-    try:
-        # OpenCV would replace the numbers by the palette's colours.
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path}: cannot be read as an image ({error}), expected {expected}') from error
+    # OpenCV would replace the numbers by the palette's colours.
+    picture = pictures.open_pixels(path, expected)
     if picture.mode not in ('L', 'P'):
         raise ValueError(f'{path}: found a picture of mode {picture.mode}, expected {expected}')
     return np.asarray(picture)

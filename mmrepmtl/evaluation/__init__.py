@@ -1,7 +1,7 @@
 from mmrepmtl.evaluation.average_hook import AverageMetricHook
 from mmrepmtl.evaluation.classification_metric import ClassificationMetric
 from mmrepmtl.evaluation.constant_baseline import comparison_table, evaluate_constants, fit_constants
-from mmrepmtl.evaluation.delta_p import ARI, delta_m, delta_p, delta_p_metric, delta_p_task
+from mmrepmtl.evaluation.delta_p import ARI, check_baseline, delta_m, delta_p, delta_p_metric, delta_p_task
 from mmrepmtl.evaluation.depth_metric import DepthMetric
 from mmrepmtl.evaluation.edge_metric import EdgeMetric
 from mmrepmtl.evaluation.metric_table import METRIC_TABLE, MetricInfo, higher_is_better, is_better
@@ -25,6 +25,7 @@ __all__ = [
     'SaliencyMetric',
     'SegmentationMetric',
     'StreamingMetric',
+    'check_baseline',
     'comparison_table',
     'delta_m',
     'delta_p',

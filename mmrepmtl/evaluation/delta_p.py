@@ -45,6 +45,24 @@ def delta_p(metrics: Mapping[str, float], baseline: Mapping[str, float], mode: L
     return _mean([change for changes in by_task.values() for change in changes])
 
 
+def check_baseline(baseline: Mapping[str, float], keys: Iterable[str] | None = None,
+                   directions: Directions | None = None) -> None:
+    """Checks what :func:`delta_p` needs of a baseline, before the metrics that it will be compared with are computed.
+
+    Args:
+        baseline: The single-task models' metrics.
+        keys: The metrics that the model will have; None if they are not known yet.
+        directions: As for :func:`delta_p`.
+
+    Raises:
+        ValueError: As :func:`delta_p` with metrics of these keys.
+    """
+    counting = [key for key in baseline if counts_in_delta_p(key)]
+    expected = counting if keys is None else [key for key in keys if counts_in_delta_p(key)]
+    # Any finite value stands for one that is not known yet.
+    delta_p(dict.fromkeys(expected, 1.0), baseline, directions=directions)
+
+
 def delta_p_task(metrics: Mapping[str, float], baseline: Mapping[str, float], directions: Directions | None = None,
                  keys: Iterable[str] | None = None) -> float:
     """:func:`delta_p` with each task counting alike, the papers' headline number."""

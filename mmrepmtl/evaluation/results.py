@@ -38,11 +38,25 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, float], dict[str, A
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
-        metrics = {str(key): math.nan if value is None else float(value) for key, value in content['metrics'].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        metrics = {str(key): _number(key, value) for key, value in content['metrics'].items()}
+        meta = content.get('meta') or {}
+        if not isinstance(meta, dict):
+            raise TypeError(f'"meta" is {type(meta).__name__}')
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f'{path} is not a results file, i.e. JSON of the form '
                          f'{{"metrics": {{"task/metric": number}}, "meta": {{}}}}: {error!r}') from error
-    return metrics, content.get('meta', {})
+    except OSError as error:
+        raise type(error)(error.errno, f'results cannot be read: {error.strerror}', str(path)) from error
+    return metrics, meta
+
+
+def _number(key: str, value: Any) -> float:
+    if value is None:
+        return math.nan
+    # A text or a truth value would pass as a number below.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f'{key!r} is {value!r}, expected a number')
+    return float(value)
 
 
 def load_baseline(*paths: str | os.PathLike) -> dict[str, float]:

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from mmrepmtl.structures import KINDS, VOID, MultiTaskDataSample
 from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.text import one_line
 
 from .colours import DEPTH_COLOURS_K3, INVALID_COLOUR
 from .panels import FAINT, INK, Pair, fit, font, make_pair, palette_of, shorten
 
 #: Narrower images are magnified by a whole factor to at least MIN_WIDTH pixels, wider ones shrunk to MAX_WIDTH.
 MIN_WIDTH, MAX_WIDTH = 160, 400
+#: Panels are no higher: those of an image of 1 x 3000 pixels would be half a million, so it is drawn compressed.
+MAX_HEIGHT = 1600
 
 PAPER, RULE = (255, 255, 255), (205, 205, 205)
 MARGIN, PAIR_GAP, GROUP_GAP, ROW_GAP = 14, 3, 14, 8
@@ -167,8 +170,13 @@ def panel_width(width: int) -> int:
     return min(width, MAX_WIDTH)
 
 
+def panel_size(picture: np.ndarray, width: int) -> tuple[int, int]:
+    """(h, w) of the panels of an image (H, W, 3) at this width, see MAX_HEIGHT."""
+    return min(max(round(picture.shape[0] * width / picture.shape[1]), 1), MAX_HEIGHT), width
+
+
 def _make_row(picture, sample, metas, head_targets, width: int) -> _Row:
-    size = (max(round(picture.shape[0] * width / picture.shape[1]), 1), width)
+    size = panel_size(picture, width)
     pairs = []
     for task, meta in metas.items():
         truth = sample.targets.get(head_targets[task])
@@ -246,6 +254,7 @@ def wrap_legend(target: str, entries: Sequence[tuple[tuple[int, int, int], str]]
     x = start = text_font.getlength(f'{target}:') + 10
     lines = [[Entry(0, None, f'{target}:')]]
     for colour, name in entries:
+        name = one_line(name)
         length = SWATCH + 5 + text_font.getlength(name)
         if x > start and x + length > width:
             lines.append([])

@@ -1,4 +1,5 @@
 """Truth and prediction of one task on one sample as a pair of panels, by kind of target."""
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrepmtl.structures.kinds import KindTable
+from mmrepmtl.utils.text import one_line
 
 from .colours import colour_binary, colour_depth, colour_normals, colour_segmentation, default_palette, depth_range
 
@@ -87,13 +89,13 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def shorten(text: str, width: float, size: int) -> str:
-    """The text, or its beginning and an ellipsis, at most ``width`` pixels wide in font size ``size``."""
-    text_font = font(size)
+    """The text on one line, or its beginning and an ellipsis, at most ``width`` pixels wide in font size ``size``."""
+    text, text_font = one_line(text), font(size)
     if text_font.getlength(text) <= width:
         return text
-    while text and text_font.getlength(text + '…') > width:
-        text = text[:-1]
-    return text + '…'
+    # By halves, since names of files may have thousands of characters.
+    fits = bisect_right(range(len(text)), width, key=lambda count: text_font.getlength(f'{text[:count]}…')) - 1
+    return f'{text[: max(fits, 0)]}…'
 
 
 def _segmentation(truth, prediction, meta, size) -> Pair:

@@ -19,6 +19,7 @@ from .draw import (
     Entry,
     draw_legend,
     draw_scale,
+    panel_size,
     panel_width,
     to_array,
     to_picture,
@@ -82,8 +83,7 @@ def task_sheet(
     picture = image if isinstance(image, np.ndarray) else to_picture(image, sample)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f'task_sheet: an image {picture.shape} {picture.dtype}, expected (H, W, 3) uint8 RGB')
-    width = panel_width(picture.shape[1])
-    size = (max(round(picture.shape[0] * width / picture.shape[1]), 1), width)
+    size = panel_size(picture, panel_width(picture.shape[1]))
     compared = draw_gt and any(target in sample.targets for target in head_targets.values())
     blocks = [
         _task_block(task, target, sample, targets_meta[target], size, compared) for task, target in head_targets.items()

@@ -19,6 +19,7 @@ from .draw import (
     Entry,
     draw_legend,
     draw_scale,
+    panel_size,
     panel_width,
     to_array,
     to_picture,
@@ -94,7 +95,7 @@ def target_grid(
 
 
 def _make_row(picture: np.ndarray, sample: MultiTaskDataSample, targets_meta, width: int) -> list[_Panel]:
-    size = (max(round(picture.shape[0] * width / picture.shape[1]), 1), width)
+    size = panel_size(picture, width)
     panels = [_Panel(fit(picture, size, smooth=True))]
     for name, meta in targets_meta.items():
         target = sample.targets.get(name)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmrepmtl.methods.rep_mtl import cross_task_saliency_alignment
+from mmrepmtl.utils.device import device_argument
 
 #: (T, B, C, H, W): a ResNet-50's last map at output stride 8 on 288 x 384, and its pooled map in image classification.
 SHAPES = ((3, 8, 2048, 36, 48), (3, 64, 512, 7, 7))
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument('--shape', type=int, nargs=5, action='append', metavar=('T', 'B', 'C', 'H', 'W'))
     parser.add_argument('--runs', type=int, default=3)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=device_argument, default='cpu')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f'torch {torch.__version__}, {args.device}, {args.threads} threads, best of {args.runs} alternating runs')

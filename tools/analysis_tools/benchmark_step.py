@@ -72,6 +72,8 @@ from step_contestants import (
 from step_report import describe, make_report, print_report
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mmrepmtl.utils.device import device_argument
+
 TRIES = 40  # steps to find the scale of fp16
 
 
@@ -276,7 +278,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--group', type=int, default=6, help='models that are held at once, beside that of ew')
     parser.add_argument('--precision', choices=DTYPES, default='fp32')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
+    parser.add_argument('--device', type=device_argument, default='cpu', help='cpu, cuda, cuda:1, ...')
     parser.add_argument('--rounds', type=int, default=20, help='at least 2')
     parser.add_argument('--warmup', type=int, default=3, help='rounds that are not counted')
     parser.add_argument('--threads', type=int, default=None, help="default: torch's own choice")

@@ -31,6 +31,7 @@ from mmrepmtl.datasets.conversion import (
     remove_leftovers,
 )
 from mmrepmtl.datasets.office import SPLITS, OfficeDataset, class_names, domain_folder, read_split
+from mmrepmtl.datasets.pictures import decode_bytes
 from mmrepmtl.utils.files import whole_file
 
 ENDINGS = ('.jpg', '.jpeg', '.png')
@@ -149,8 +150,10 @@ def find_problems(kind: type[OfficeDataset], lists: Lists, images: Mapping[str, 
 
 def copy_image(sample: Sample, content: bytes) -> str | None:
     """Writes an image if it can be decoded; returns what was wrong, None if nothing was."""
-    if not content or cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
-        return f'{sample.source}: cannot be read as an image'
+    try:
+        decode_bytes(np.frombuffer(content, np.uint8), str(sample.source), cv2.IMREAD_COLOR, 'an RGB image')
+    except ValueError as error:
+        return str(error)
     try:
         with whole_file(sample.files['image']) as file:
             file.write(content)

@@ -1,0 +1,31 @@
+import os
+import tempfile
+from pathlib import Path
+
+
+def check_writable(folder: str | os.PathLike, make: bool = True) -> Path:
+    """Tries to write into a folder before work is done whose result would not be kept.
+
+    Args:
+        folder: The folder.
+        make: Make it if need be; else the folder is tried in which it would be made.
+
+    Raises:
+        ValueError: It cannot be made or written to; says which and why.
+    """
+    folder = Path(folder)
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        tried = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), folder)
+        with tempfile.TemporaryFile(dir=tried) as file:
+            # An empty file can be made on a full disk.
+            file.write(b'\0')
+    except OSError as error:
+        barrier = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)
+        if barrier is not None:
+            raise ValueError(f'{folder}: cannot be written to, since {barrier} is a file') from error
+        if os.path.islink(folder) and not os.path.exists(folder):
+            raise ValueError(f'{folder}: is a link to a folder that is not there; give another folder') from error
+        raise ValueError(f'{folder}: cannot be written to: {error.strerror or error}') from error
+    return folder
