@@ -22,7 +22,8 @@ from mmrepmtl.engine.checks import (
     unwrap,
 )
 from mmrepmtl.engine.epochs import EpochWatch
-from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, check_gradients
+from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch
+from mmrepmtl.engine.graph import check_gradients
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy, check_finite
 from mmrepmtl.engine.objective import Step, regularize, transform_losses, weigh

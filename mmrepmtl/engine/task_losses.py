@@ -62,10 +62,20 @@ def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model) -> 
 
 def _mean(name: str, value) -> Tensor:
     """The scalar of one entry, exactly as mmengine's ``parse_losses`` reads it."""
-    if isinstance(value, Tensor):
-        return value.mean()
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-        return sum(v.mean() for v in value)
+    parts = [value] if isinstance(value, Tensor) else value
+    if isinstance(parts, (list, tuple)) and parts and all(isinstance(v, Tensor) for v in parts):
+        for part in parts:
+            if not part.is_floating_point():
+                raise ValueError(
+                    f'MultiTaskOptimWrapper: loss {name!r} is a tensor of {part.dtype}; a loss must be a real '
+                    'floating-point number'
+                )
+            if not part.numel():
+                raise ValueError(
+                    f'MultiTaskOptimWrapper: loss {name!r} is an empty tensor, whose mean is no number; return a zero '
+                    'that is connected to the graph (pred.sum() * 0) where there is nothing to learn from'
+                )
+        return sum(v.mean() for v in parts) if len(parts) > 1 else parts[0].mean()
     raise ValueError(
         f'MultiTaskOptimWrapper: loss {name!r} is neither a tensor nor a list of tensors but {type(value).__name__}'
     )
@@ -127,6 +137,29 @@ def collect(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, gr
     several = [key for task in prefixes for key in claimed[task] if len(claimed[task]) > 1]
     log |= {f'raw/{_without_loss(key)}': merged[key].detach() for key in (*several, *extra)}
     return TaskLosses(losses, losses_T, labelled_T, sum(merged[key] for key in extra) if extra else None, log)
+
+
+def check_connected(losses: TaskLosses) -> None:
+    """Raises ValueError for a loss with a value and without a graph, from which its task would never learn."""
+    cut = [task for task, loss in losses.labelled().items() if not loss.requires_grad]
+    values = dict(zip(losses.losses, losses.losses_T.tolist(), strict=True)) if cut else {}
+    for task in cut:
+        if values[task] != 0:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the loss of task {task!r} has the value {values[task]:g} and no gradient: it '
+                'was computed under torch.no_grad(), from a detached tensor or from a number; compute it from the '
+                'output of the shared module'
+            )
+
+
+def leave_out_zeros(losses: TaskLosses) -> list[str]:
+    """Takes the tasks whose global loss is exactly 0 for tasks without a label; returns their names.
+
+    The decision is the same on all ranks, because the value is.
+    """
+    zero_T = losses.labelled_T & (losses.losses_T == 0)
+    losses.labelled_T = losses.labelled_T & ~zero_T
+    return [task for task, zero in zip(losses.losses, zero_T.tolist(), strict=True) if zero]
 
 
 def _without_loss(key: str) -> str:
