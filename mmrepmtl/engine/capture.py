@@ -69,9 +69,9 @@ class SharedCapture:
         if not self._attached and any(p.requires_grad for p in module.parameters()):
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the output of the shared module {self.name!r} has no gradient, so its '
-                'trainable parameters would never learn; it runs under torch.no_grad(), is detached, or uses re-entrant '
-                'checkpointing on inputs that need no gradient. Take that away (checkpoint(..., use_reentrant=False)), '
-                'or freeze the module with requires_grad_(False)'
+                'trainable parameters would never learn; it runs under torch.no_grad(), is detached, or uses '
+                're-entrant checkpointing on inputs that need no gradient. Take that away (for checkpoint: '
+                'use_reentrant=False), or freeze the module with requires_grad_(False)'
             )
 
     def _view(self, output):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmrepmtl.engine.graph import blame, explain_backward, leaves
 from mmrepmtl.engine.nonfinite import NonFinite, all_finite
+from mmrepmtl.engine.objective import Step
 from mmrepmtl.engine.rows import (
     GradientRows,
     accumulate,
@@ -55,6 +56,19 @@ class MicroBatch:
     factor: float
     scale: float
     last: bool
+
+    @classmethod
+    def of_step(cls, step: Step, **changes) -> 'MicroBatch':
+        """That of what the forward hooks left; ``changes`` are ``factor``, ``scale`` and ``last``."""
+        return cls(
+            tasks=list(step.losses.losses),
+            objectives=step.objectives,
+            rest=step.rest,
+            views=step.views,
+            losses_T=torch.stack([objective.detach() for objective in step.objectives]),
+            labelled_T=step.losses.labelled_T,
+            **changes,
+        )
 
 
 @dataclass

@@ -25,8 +25,15 @@ def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tenso
     return found
 
 
-def check_gradients(parameters: Sequence[nn.Parameter], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
-    """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward."""
+def check_gradients(groups: Sequence[Mapping], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
+    """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward.
+
+    Args:
+        groups: The optimizer's; their gradients are final, and equal on all ranks.
+        objectives: One for each task; only the links of their graphs are read.
+        tasks: Their names.
+    """
+    parameters = [p for group in groups for p in group['params'] if p.grad is not None]
     if not all_finite([p.grad for p in parameters]):
         raise NonFinite('gradient', [tasks[t] for t in blame(parameters, objectives, {})])
 
@@ -39,14 +46,19 @@ def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[n
         objectives: One for each task; only the links of their graphs are read.
         held: Gradients that are not in ``.grad`` yet, for each task.
     """
-    bad = {p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()}
+    bad = {p for p in parameters if p.grad is not None and not _is_finite(p.grad)}
     reached = [leaves([objective]) & bad for objective in objectives]
     for t, grads in held.items():
-        reached[t] |= {p for p, grad in grads.items() if not torch.isfinite(grad).all()}
+        reached[t] |= {p for p, grad in grads.items() if not _is_finite(grad)}
     alone = [
         t for t, mine in enumerate(reached) if mine - set().union(*(m for other, m in enumerate(reached) if other != t))
     ]
     return alone or [t for t, mine in enumerate(reached) if mine]
+
+
+def _is_finite(grad: Tensor) -> bool:
+    values = grad if grad.layout is torch.strided else grad.coalesce().values()
+    return bool(torch.isfinite(values).all())
 
 
 @contextmanager

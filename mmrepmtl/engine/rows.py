@@ -219,6 +219,14 @@ def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None
             parameter.grad.add_(grad)
 
 
+def clip_gradients(wrapper, parameters: Sequence[nn.Parameter], prefix: str = '') -> None:
+    """Clips by the settings of an mmengine optim wrapper, and logs the norm before it under ``prefix``."""
+    params = [p for p in parameters if p.requires_grad and p.grad is not None]
+    norm = wrapper.clip_func(params, **wrapper.clip_grad_kwargs) if params else None
+    if norm is not None:
+        wrapper.message_hub.update_scalar(f'train/{prefix}{wrapper.grad_name}', float(norm))
+
+
 def densify(parameters: Sequence[nn.Parameter]) -> None:
     """Makes sparse ``.grad`` dense, as the combined gradients that are added to it are."""
     for p in parameters:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmrepmtl.methods.regularizer import num_processes
@@ -152,14 +153,40 @@ def check_connected(losses: TaskLosses) -> None:
             )
 
 
-def leave_out_zeros(losses: TaskLosses) -> list[str]:
-    """Takes the tasks whose global loss is exactly 0 for tasks without a label; returns their names.
+class ZeroLosses:
+    """The setting ``zero_loss``: a global loss of exactly 0 is that of a task without a label, or is left as it is.
 
-    The decision is the same on all ranks, because the value is.
+    It acts where losses have to be positive. Elsewhere a loss of 0 is a loss like any other: one that may be negative
+    passes through 0 with a gradient.
+
+    Args:
+        mode: ``'unlabelled'`` or ``'error'``.
+        methods: Weighting and aggregator; an entry may be None.
+        regularizers: Those of the run.
+        loss_transform: That of the run.
     """
-    zero_T = losses.labelled_T & (losses.losses_T == 0)
-    losses.labelled_T = losses.labelled_T & ~zero_T
-    return [task for task, zero in zip(losses.losses, zero_T.tolist(), strict=True) if zero]
+
+    def __init__(self, mode: str, methods: Sequence, regularizers: Sequence, loss_transform: str | None) -> None:
+        own = any(method is not None and method.loss_transform == 'own' for method in methods)
+        log = loss_transform == 'log' or any(getattr(r, 'saliency_transform', None) == 'log' for r in regularizers)
+        self.acts = mode == 'unlabelled' and (own or log)
+        self._said: set[str] = set()
+
+    def leave_out(self, losses: TaskLosses, iteration: int) -> None:
+        """Takes the label of tasks whose loss is 0; the same on all ranks, because the value is."""
+        if not self.acts:
+            return
+        zero_T = losses.labelled_T & (losses.losses_T == 0)
+        losses.labelled_T = losses.labelled_T & ~zero_T
+        for task, zero in zip(losses.losses, zero_T.tolist(), strict=True):
+            if zero and task not in self._said:
+                self._said.add(task)
+                print_log(
+                    f'MultiTaskOptimWrapper: the loss of task {task!r} is exactly 0 in iteration {iteration}; in such '
+                    "batches the task counts as one without a label (zero_loss='unlabelled'; said once)",
+                    logger='current',
+                    level=30,
+                )
 
 
 def _without_loss(key: str) -> str:
