@@ -159,9 +159,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._prepared: nn.Module | None = None
         self.process_group = None
         self._elsewhere, self._alone = {}, False
-        self._own_calls: list[str] = []
+        self._own_calls, self._graph = [], []
         self._pending: Step | None = None
-        self._graph: list[Tensor] = []
         self._policy, self._buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
         self._epochs = EpochWatch(self.weighting, self.message_hub)
         self._second_look = SecondLook() if self.weighting.second_look else None
@@ -298,9 +297,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 self._policy.take(error, self._inner_count)
             else:
                 if self._log_due():
-                    report_gradients(
-                        self.message_hub, step.losses, self._aggregation, self.regularizers, self.process_group
-                    )
+                    report_gradients(self, step.losses, self._aggregation)
         self._inner_count += 1
 
     def _backward(self, step: Step, loss: Tensor, kwargs: dict) -> None:
