@@ -30,6 +30,7 @@ class SharedCapture:
         self._calls = 0
         self.views: list[Tensor] = []
         self._versions: list[int] = []
+        self._attached = False
 
     @property
     def fired(self) -> bool:
@@ -45,25 +46,49 @@ class SharedCapture:
                 else f'MultiTaskOptimWrapper: the shared module {self.name!r} ran more than once for each of the '
                 f'{len(self.tasks)} tasks'
             )
-        before = len(self.views)
-        viewed = self._view(output)
+        before, self._attached = len(self.views), False
+        # A frozen module may run under no_grad: the heads differentiate by what they read all the same.
+        with torch.enable_grad():
+            viewed = self._view(output)
+        self._check(module, output, len(self.views) > before)
         if self.tasks:
             self.representation = (self.representation or {}) | {self.tasks[self._calls]: viewed}
         else:
             self.representation = viewed
         self._calls += 1
-        if len(self.views) == before:
-            raise RuntimeError(
-                f'MultiTaskOptimWrapper: the shared module {self.name!r} returned no floating-point tensor but '
-                f'{type(output).__name__}'
-            )
         self._versions += [view._version for view in self.views[before:]]
         return viewed
 
+    def _check(self, module: nn.Module, output, found: bool) -> None:
+        """Raises RuntimeError if the module's output cannot be differentiated by, or cannot train the module."""
+        if not found:
+            raise RuntimeError(
+                f'MultiTaskOptimWrapper: the shared module {self.name!r} returned no floating-point tensor but '
+                f'{_kind(output)}'
+            )
+        if not self._attached and any(p.requires_grad for p in module.parameters()):
+            raise RuntimeError(
+                f'MultiTaskOptimWrapper: the output of the shared module {self.name!r} has no gradient, so its '
+                'trainable parameters would never learn; it runs under torch.no_grad(), is detached, or uses '
+                're-entrant checkpointing on inputs that need no gradient. Take that away (for checkpoint: '
+                'use_reentrant=False), or freeze the module with requires_grad_(False)'
+            )
+
     def _view(self, output):
         if isinstance(output, Tensor):
-            if not (output.is_floating_point() and torch.is_grad_enabled()):
+            if output.is_complex():
+                raise RuntimeError(
+                    f'MultiTaskOptimWrapper: the shared module {self.name!r} returned a complex tensor; return its '
+                    'real and imaginary parts (torch.view_as_real) or its magnitude'
+                )
+            if not output.is_floating_point():
                 return output
+            if output.is_inference():
+                raise RuntimeError(
+                    f'MultiTaskOptimWrapper: the shared module {self.name!r} ran under torch.inference_mode(), whose '
+                    'tensors no head can learn from; use torch.no_grad() with a frozen module, or neither'
+                )
+            self._attached |= output.requires_grad
             view = output.view_as(output) if output.requires_grad else output.detach().requires_grad_()
             self.views.append(view)
             return view
@@ -92,3 +117,7 @@ class SharedCapture:
                 f'MultiTaskOptimWrapper: the output of the shared module {self.name!r} was modified in place by '
                 'a head; use the out-of-place operation there (for example ReLU(inplace=False))'
             )
+
+
+def _kind(output) -> str:
+    return f'a tensor of {output.dtype}' if isinstance(output, Tensor) else type(output).__name__

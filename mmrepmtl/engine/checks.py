@@ -1,5 +1,9 @@
 """What must hold of a model before a multi-task method can act on it; each failure is one clear error."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from weakref import WeakSet
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -13,8 +17,10 @@ _COMPILED = (
     'config'
 )
 
+_IN_FORWARD: WeakSet[nn.Module] = WeakSet()
 
-def check_settings(extra_losses, loss_transform, precision, tasks) -> None:
+
+def check_settings(extra_losses, loss_transform, precision, tasks, zero_loss) -> None:
     """Raises ValueError for a value that a setting of the optim wrapper does not have."""
     if extra_losses not in ('error', 'add'):
         raise ValueError(f"MultiTaskOptimWrapper: extra_losses must be 'error' or 'add', got {extra_losses!r}")
@@ -22,6 +28,8 @@ def check_settings(extra_losses, loss_transform, precision, tasks) -> None:
         raise ValueError(f"MultiTaskOptimWrapper: loss_transform must be None or 'log', got {loss_transform!r}")
     if precision not in DTYPES:
         raise ValueError(f'MultiTaskOptimWrapper: precision must be one of {list(DTYPES)}, got {precision!r}')
+    if zero_loss not in ('unlabelled', 'error'):
+        raise ValueError(f"MultiTaskOptimWrapper: zero_loss must be 'unlabelled' or 'error', got {zero_loss!r}")
     if isinstance(tasks, str):
         raise ValueError(f'MultiTaskOptimWrapper: tasks must be a dict or a list, got the string {tasks!r}')
 
@@ -63,7 +71,7 @@ def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[st
     if mode != 'shared' and aggregator is not None and aggregator.level == 'representation':
         raise ValueError(
             f"MultiTaskOptimWrapper: {type(aggregator).__name__} at level='representation' combines the gradients of "
-            f"all tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use "
+            f'all tasks at one Z, but with encoder_forward={mode!r} each task has samples of its own; use '
             "level='parameter' (--cfg-options optim_wrapper.aggregator.level=parameter)"
         )
     return tasks if mode == 'per_task' else []
@@ -84,6 +92,85 @@ def check_fired(capture: SharedCapture, model: nn.Module, saw_losses: bool) -> N
         )
 
 
+def parameters_elsewhere(model: nn.Module, own: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """{name: parameter of the model that is in no group of the optimizer}, frozen ones too."""
+    ids = {id(p) for p in own}
+    return {name: p for name, p in model.named_parameters() if id(p) not in ids}
+
+
+def check_elsewhere(elsewhere: Mapping[str, nn.Parameter], alone: bool, precision: str, aggregator) -> None:
+    """Raises ValueError for trainable parameters that an optimizer lacks, where nothing right can be done about them.
+
+    Args:
+        elsewhere: The trainable ones, by name.
+        alone: Whether the runner has this one optimizer, so that no other can train them.
+        precision: That of the run.
+        aggregator: That of the run, or None.
+    """
+    names = ', '.join(map(repr, list(elsewhere)[:5])) + (', ...' if len(elsewhere) > 5 else '')
+    which = (
+        f'MultiTaskOptimWrapper: {len(elsewhere)} trainable parameters of the model are not in its optimizer: {names}'
+    )
+    way_out = (
+        "several optimizers go into one optim wrapper, constructor='SeparateOptimizers' (docs/engine.md, Separate "
+        'optimizers)'
+    )
+    if alone:
+        raise ValueError(
+            f'{which}; they would never learn. Freeze them (requires_grad_(False)) or give them to the optimizer; '
+            f'{way_out}'
+        )
+    if precision == 'fp16':
+        raise ValueError(
+            f"{which}; with precision='fp16' their gradients would stay multiplied by the loss scale. Use bf16 or "
+            f'fp32; {way_out}'
+        )
+    if aggregator is not None and aggregator.returns == 'update':
+        raise ValueError(
+            f'{which}; {type(aggregator).__name__} is an optimizer and steps the shared parameters itself. '
+            f'{way_out[0].upper()}{way_out[1:]}'
+        )
+
+
+@contextmanager
+def explain_sparse(parameters: Sequence[nn.Parameter], model: nn.Module | None) -> Iterator[None]:
+    """Turns an optimizer's error about sparse or dense gradients into one that names the parameters."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        if 'parse' not in text:
+            raise
+        ids = {id(p) for p in parameters if p.grad is not None and p.grad.layout is not torch.strided}
+        names = [name for name, p in (model.named_parameters() if model is not None else ()) if id(p) in ids]
+        if names:
+            sentence = (
+                f'the gradients of {names} are sparse (nn.Embedding(sparse=True) or the like), which the optimizer or '
+                'clip_grad cannot take; set sparse=False there'
+            )
+        else:
+            sentence = (
+                'the optimizer takes sparse gradients only, and an aggregator writes dense ones; use another optimizer '
+                '(SGD, Adam)'
+            )
+        raise ValueError(f'MultiTaskOptimWrapper: {sentence}. torch says: {text}') from error
+
+
+@contextmanager
+def only_wrapper_on(model: nn.Module) -> Iterator[None]:
+    """One forward pass of the model; refuses a second optim wrapper of ours within it."""
+    if model in _IN_FORWARD:
+        raise RuntimeError(
+            'MultiTaskOptimWrapper: two of them act on one forward pass, and each would take the losses for its own; '
+            "use one with several optimizers, constructor='SeparateOptimizers' (docs/engine.md, Separate optimizers)"
+        )
+    _IN_FORWARD.add(model)
+    try:
+        yield
+    finally:
+        _IN_FORWARD.discard(model)
+
+
 def check_names(regularizers) -> None:
     """Raises ValueError for a regulariser whose diagnostics mmengine would take for losses."""
     for regularizer in regularizers:
@@ -101,6 +188,13 @@ def unwrap(model: nn.Module) -> nn.Module:
         RuntimeError: For a compiled whole model and for ``static_graph``.
     """
     refuse_compiled(model)
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    for kind in ('DataParallel', 'FullyShardedDataParallel', 'FSDPModule'):
+        if kind in kinds:
+            raise RuntimeError(
+                f'MultiTaskOptimWrapper: the model is wrapped in {kind}, where no method can see the gradients of all '
+                'tasks; use DistributedDataParallel (tools/dist_train.sh)'
+            )
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if inner is not model:
         refuse_compiled(inner)

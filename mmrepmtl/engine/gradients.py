@@ -5,34 +5,29 @@ late for anything non-linear: here the gradient of each task is reduced first.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
+from mmrepmtl.engine.graph import blame, explain_backward, leaves
 from mmrepmtl.engine.nonfinite import NonFinite, all_finite
-from mmrepmtl.engine.rows import GradientRows, accumulate, apart, average_gradients, flatten
+from mmrepmtl.engine.objective import Step
+from mmrepmtl.engine.rows import (
+    GradientRows,
+    accumulate,
+    apart,
+    average_gradients,
+    densify,
+    flatten,
+    keep_layouts,
+    segment_in_layout_of,
+)
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator, gramian
 from mmrepmtl.methods.aggregation.state import magnitudes
 from mmrepmtl.methods.regularizer import num_processes
-
-
-def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tensor]:
-    """The leaf tensors that ``outputs`` were computed from, not looking behind ``stops``."""
-    found, seen = set(), {get_gradient_edge(stop).node for stop in stops}
-    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, 'variable'):
-            found.add(node.variable)
-        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return found
 
 
 @dataclass
@@ -61,6 +56,19 @@ class MicroBatch:
     factor: float
     scale: float
     last: bool
+
+    @classmethod
+    def of_step(cls, step: Step, **changes) -> 'MicroBatch':
+        """That of what the forward hooks left; ``changes`` are ``factor``, ``scale`` and ``last``."""
+        return cls(
+            tasks=list(step.losses.losses),
+            objectives=step.objectives,
+            rest=step.rest,
+            views=step.views,
+            losses_T=torch.stack([objective.detach() for objective in step.objectives]),
+            labelled_T=step.losses.labelled_T,
+            **changes,
+        )
 
 
 @dataclass
@@ -146,9 +154,9 @@ class GradientAggregation:
         at_views = []
         for t, (task, objective) in enumerate(zip(micro.tasks, micro.objectives, strict=True)):
             scaled = objective * (micro.factor * micro.scale)
-            grads = apart(torch.autograd.grad(scaled, wanted, retain_graph=True, allow_unused=True))
+            grads = apart(_gradients(task, scaled, wanted))
             here, beyond = grads[: len(micro.views)], grads[len(micro.views) :]
-            if all(grad is None for grad in here):
+            if all(grad is None for grad in here) and objective.requires_grad and bool(micro.labelled_T[t]):
                 raise RuntimeError(
                     f'MultiTaskOptimWrapper: the loss of task {task!r} does not depend on the shared '
                     'representation, so it has no gradient there; check `shared`'
@@ -227,7 +235,9 @@ class GradientAggregation:
         squares = [micro.views[0].new_zeros((), dtype=torch.float32)]
         hooks = [view.register_hook(lambda grad: squares.append(_square(grad))) for view in micro.views]
         rest = micro.rest * (micro.factor * micro.scale)
-        torch.autograd.backward(rest, inputs=list(parameters), retain_graph=True)
+        with explain_backward('the penalty'):
+            torch.autograd.backward(rest, inputs=list(parameters), retain_graph=True)
+        densify(parameters)
         for hook in hooks:
             hook.remove()
         tasks = sum(_square(sum(grads[level].float() for grads in at_views)) for level in range(len(micro.views)))
@@ -247,7 +257,10 @@ class GradientAggregation:
                 combined.append(self.aggregator.at_representation(stacked, view.detach(), self._sum_over_ranks))
             self._write_heads(None, micro.losses_T)
         if shared:
-            accumulate(shared, apart(torch.autograd.grad(micro.views, shared, combined, allow_unused=True)))
+            with explain_backward('the shared module'):
+                grads = torch.autograd.grad(micro.views, shared, combined, allow_unused=True)
+            grads = apart(grads)
+            accumulate(shared, grads)
 
     def _combine_by_gramian(self, micro: MicroBatch, at_views) -> list[Tensor]:
         levels = range(len(micro.views))
@@ -288,6 +301,7 @@ class GradientAggregation:
                 self.weights_T = None
                 self._write_heads(None, losses_T)
             average_gradients(parameters, self.group)
+        keep_layouts(parameters)
         self.rows.clear()
         self._window, self._before = _Window(), None
 
@@ -317,7 +331,7 @@ class GradientAggregation:
         combined_P, self.weights_T = self.aggregator(rows, losses_T, **extra)
         self._write_heads(self.weights_T, losses_T)
         average_gradients(parameters, self.group)
-        parts = [(p, combined_P[columns].view_as(p)) for p, columns in self.rows.written()]
+        parts = [(p, segment_in_layout_of(combined_P[columns], p)) for p, columns in self.rows.written()]
         if self.aggregator.returns == 'update':
             self.updates = parts
             return
@@ -362,28 +376,11 @@ class GradientAggregation:
             raise NonFinite('gradient', [task for task, yes in zip(micro.tasks, at_task, strict=True) if yes])
 
 
-def check_gradients(parameters: Sequence[nn.Parameter], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
-    """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward."""
-    if not all_finite([p.grad for p in parameters]):
-        raise NonFinite('gradient', [tasks[t] for t in blame(parameters, objectives, {})])
-
-
-def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]) -> list[int]:
-    """The tasks that alone own a parameter whose gradient is not finite, else those that share one, by number.
-
-    Args:
-        parameters: Whose ``.grad`` is looked at.
-        objectives: One for each task; only the links of their graphs are read.
-        held: Gradients that are not in ``.grad`` yet, for each task.
-    """
-    bad = {p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()}
-    reached = [leaves([objective]) & bad for objective in objectives]
-    for t, grads in held.items():
-        reached[t] |= {p for p, grad in grads.items() if not torch.isfinite(grad).all()}
-    alone = [
-        t for t, mine in enumerate(reached) if mine - set().union(*(m for other, m in enumerate(reached) if other != t))
-    ]
-    return alone or [t for t, mine in enumerate(reached) if mine]
+def _gradients(task: str, objective: Tensor, wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    if not objective.requires_grad:  # a zero that stands for a missing label
+        return [None] * len(wanted)
+    with explain_backward(f'task {task!r}'):
+        return torch.autograd.grad(objective, wanted, retain_graph=True, allow_unused=True)
 
 
 def _largest(grads: Sequence[Tensor]) -> Tensor:

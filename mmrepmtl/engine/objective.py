@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmrepmtl.engine.nonfinite import NonFinite
-from mmrepmtl.engine.task_losses import TaskLosses
+from mmrepmtl.engine.nonfinite import NonFinite, check_finite
+from mmrepmtl.engine.task_losses import TaskLosses, check_connected
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
 from mmrepmtl.methods.weighting import Weighting
 
@@ -43,9 +43,14 @@ def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) 
         return list(losses.losses.values())
     for task, loss in losses.labelled().items():
         if loss <= 0:
+            advice = (
+                "; zero_loss='unlabelled' would leave the task out of such batches"
+                if loss == 0
+                else '; take a loss that is bounded below by 0, or loss_transform=None'
+            )
             raise ValueError(
                 f'MultiTaskOptimWrapper: the loss of task {task!r} is {loss.item():g} in iteration {iteration}; '
-                "loss_transform='log' needs positive losses"
+                f"loss_transform='log' needs positive losses{advice}"
             )
     pairs = zip(losses.losses.values(), losses.labelled_T.tolist(), strict=True)
     return [loss.log() if labelled else loss * 0.0 for loss, labelled in pairs]
@@ -63,6 +68,45 @@ def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tenso
         scalar = scalar.detach()
     terms = (w * (value - value.detach()) for w, value in zip(weights_T, transformed, strict=True))
     return scalar + sum(terms), weights_T
+
+
+def objective(wrapper, representation, losses: TaskLosses, step: Step, slices, full_report: bool) -> dict[str, Tensor]:
+    """Fills ``step`` with the objective of a MultiTaskOptimWrapper; returns what is logged.
+
+    Args:
+        wrapper: The optim wrapper.
+        representation: Z, as a regulariser takes it.
+        losses: Of this forward pass.
+        step: What is filled.
+        slices: The rows of Z of tasks with samples of their own, or None.
+        full_report: Whether all diagnostics are wanted.
+
+    Raises:
+        NonFinite: If a loss or penalty is not finite.
+        ValueError: For a loss that the transform or a method cannot take.
+    """
+    check_finite(list(losses.losses), losses.losses_T, losses.extra)
+    check_connected(losses)
+    transformed = transform_losses(losses, wrapper.loss_transform, wrapper.inner_count)
+    step.weighted, weights_T = weigh(wrapper.weighting, transformed, losses.labelled_T)
+    for regularizer in wrapper.regularizers:
+        regularizer.backward_scale = wrapper.scale_loss(1.0)
+        regularizer.slices = slices
+        regularizer.measure_gradient = full_report and wrapper.aggregator is None
+    penalty, report = regularize(
+        wrapper.regularizers,
+        losses,
+        representation,
+        weights_T,
+        wrapper.loss_transform == 'log',
+        full_report,
+        wrapper.process_group,
+        wrapper.precision.scale,
+    )
+    rest = [term for term in (penalty, losses.extra) if term is not None]
+    step.rest = sum(rest) if rest else None
+    step.objectives = [w * value for w, value in zip(weights_T, transformed, strict=True)]
+    return losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
 
 
 def regularize(

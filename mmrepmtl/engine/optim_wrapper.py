@@ -13,31 +13,36 @@ from torch import Tensor, nn
 from mmrepmtl.engine.buffers import BufferKeeper
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import (
+    check_elsewhere,
     check_fired,
     check_methods,
     check_names,
     check_own_samples,
     check_settings,
+    explain_sparse,
     find_shared,
+    only_wrapper_on,
+    parameters_elsewhere,
     unwrap,
 )
 from mmrepmtl.engine.epochs import EpochWatch
-from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch, check_gradients
+from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch
+from mmrepmtl.engine.graph import check_gradients
 from mmrepmtl.engine.methods import build_method
-from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy, check_finite
-from mmrepmtl.engine.objective import Step, regularize, transform_losses, weigh
+from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy
+from mmrepmtl.engine.objective import Step, objective
 from mmrepmtl.engine.precision import Precision
 from mmrepmtl.engine.report import describe, report_gradients
+from mmrepmtl.engine.rows import clip_gradients, keep_layouts
 from mmrepmtl.engine.second_look import SecondLook
 from mmrepmtl.engine.state import (
     add_learned_group,
-    check_same_run,
-    load_method_state,
+    load_wrapper_state,
     method_signature,
     method_state,
     without_learned,
 )
-from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
+from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
 from mmrepmtl.methods.regularizer import Regularizer, num_processes
 from mmrepmtl.methods.weighting import Weighting
@@ -77,6 +82,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
         on_nonfinite: What to do about a loss or gradient that is not finite: ``'raise'``, or ``'skip'``: make no step
             and count it. With fp16 an overflow is the gradient scaler's business: it skips the step, lowers its scale.
         max_skipped: So many skipped steps in a row stop training in any case.
+        zero_loss: What a loss of exactly 0 is (no valid pixel in the global batch, of a model that does not tell so)
+            where losses must be positive: under the log and for methods that take logarithms or scales of losses.
+            ``'unlabelled'``: the task has no label in that batch, and the log says so once; ``'error'``: an error.
         force_resume: Resume although the method or the number of processes differs from the checkpoint's.
         accumulative_counts: Micro-batches per optimizer step.
         clip_grad: As in mmengine.
@@ -104,16 +112,18 @@ class MultiTaskOptimWrapper(OptimWrapper):
         diagnostics_interval: int = 10,
         on_nonfinite: Literal['raise', 'skip'] = 'raise',
         max_skipped: int = 100,
+        zero_loss: Literal['unlabelled', 'error'] = 'unlabelled',
         force_resume: bool = False,
         accumulative_counts: int = 1,
         clip_grad: dict | None = None,
     ) -> None:
-        super().__init__(
+        OptimWrapper.__init__(
+            self,
             optimizer,
             accumulative_counts=accumulative_counts,
             clip_grad=dict(clip_grad) if clip_grad is not None else None,
         )
-        check_settings(extra_losses, loss_transform, precision, tasks)
+        check_settings(extra_losses, loss_transform, precision, tasks, zero_loss)
         self.signature = method_signature(
             weighting or dict(type='EqualWeighting'),
             aggregator,
@@ -126,6 +136,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
             weighting_lr=weighting_lr,
             accumulative_counts=accumulative_counts,
             clip_grad=clip_grad,
+            zero_loss=zero_loss,
+            optimizers=self._optimizer_settings(),
         )
         self.weighting: Weighting = build_method(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
         self.aggregator: Aggregator | None = build_method(aggregator, AGGREGATORS)
@@ -135,19 +147,20 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.shared, self.tasks = shared, tasks
         self.extra_losses, self.loss_transform = extra_losses, loss_transform
         self.diagnostics_interval, self.force_resume = diagnostics_interval, force_resume
+        self._zeros = ZeroLosses(zero_loss, (self.weighting, self.aggregator), self.regularizers, loss_transform)
         self.precision = Precision(precision, loss_scale)
         self._aggregation: GradientAggregation | None = None
         self._model_parameters = [p for group in optimizer.param_groups for p in group['params']]
         learned = self.weighting.learned() + (self.aggregator.learned() if self.aggregator else [])
         self._has_learned = bool(learned)
         if learned:
-            add_learned_group(self, learned, weighting_lr)
+            add_learned_group(self._learning_wrapper(), learned, weighting_lr)
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
-        self._group = None
-        self._own_calls: list[str] = []
+        self.process_group = None
+        self._elsewhere, self._alone = {}, False
+        self._own_calls, self._graph = [], []
         self._pending: Step | None = None
-        self._graph: list[Tensor] = []
         self._policy, self._buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
         self._epochs = EpochWatch(self.weighting, self.message_hub)
         self._second_look = SecondLook() if self.weighting.second_look else None
@@ -155,9 +168,15 @@ class MultiTaskOptimWrapper(OptimWrapper):
     # ---- before the forward ----
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Checks the model, before mmengine may compile it, and says in the log what will be optimised."""
+        """Checks the model, before mmengine may compile it, and says in the log what will be optimised.
+
+        Raises:
+            ValueError: If the optimizer lacks a trainable parameter of the model.
+        """
         self._prepare(model)
-        super().initialize_count_status(model, init_counts, max_counts)
+        self._alone = True  # the runner calls this of its one optim wrapper
+        self._trainable()
+        OptimWrapper.initialize_count_status(self, model, init_counts, max_counts)
         print_log(f'MultiTaskOptimWrapper: {describe(self)}', logger='current')
 
     def _prepare(self, model: nn.Module) -> nn.Module:
@@ -173,27 +192,35 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 f'has {list(prefixes)}'
             )
         self._setup_methods(prefixes)
+        self._elsewhere = parameters_elsewhere(inner, self._model_parameters)
         self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
-        if num_processes() > 1 and self._group is None:
+        if num_processes() > 1 and self.process_group is None:
             # A group of its own: DDP's collectives during backward can never be mixed up with ours.
-            self._group = dist.new_group()
+            self.process_group = dist.new_group()
         for regularizer in self.regularizers:
-            regularizer.process_group = self._group
+            regularizer.process_group = self.process_group
         if self.aggregator is not None:
-            self._aggregation = GradientAggregation(self.aggregator, self._group)
+            self._aggregation = GradientAggregation(self.aggregator, self.process_group)
         self.precision.prepare(next(inner.parameters()).device.type)
         self._prepared = model
         return inner
 
     def _setup_methods(self, prefixes: Mapping[str, str]) -> None:
         self._prefixes = dict(prefixes)
-        self.weighting.setup(len(prefixes))
-        if self.aggregator is not None:
-            self.aggregator.setup(len(prefixes))
+        methods = [module for module in (self.weighting, self.aggregator) if module is not None]
+        for method in methods:
+            method.task_names = list(prefixes)
+            method.setup(len(prefixes))
         # Before a state is loaded: the optimizer puts its own state where the parameters are.
-        for module in (self.weighting, self.aggregator, *self.regularizers):
-            if module is not None:
-                module.to(self._model_parameters[0].device)
+        for module in (*methods, *self.regularizers):
+            module.to(self._model_parameters[0].device)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        """All that learns: the optimizer's own parameters, then those that another optimizer steps."""
+        elsewhere = {name: p for name, p in self._elsewhere.items() if p.requires_grad}
+        if elsewhere:
+            check_elsewhere(elsewhere, self._alone, self.precision.name, self.aggregator)
+        return [p for p in (*self._model_parameters, *elsewhere.values()) if p.requires_grad]
 
     @contextmanager
     def optim_context(self, model: nn.Module):
@@ -212,7 +239,11 @@ class MultiTaskOptimWrapper(OptimWrapper):
         ]
         unsynced = hasattr(model, 'no_sync') and (self._aggregation is not None or not self.should_sync())
         try:
-            with model.no_sync() if unsynced else nullcontext(), self.precision.autocast(device):
+            with (
+                only_wrapper_on(inner),
+                model.no_sync() if unsynced else nullcontext(),
+                self.precision.autocast(device),
+            ):
                 yield
         finally:
             for hook in hooks:
@@ -230,12 +261,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
         capture.check_unmodified()
         device = capture.views[0].device.type
         with torch.autocast(device, enabled=False):
-            losses = collect(outputs, self._prefixes, self.extra_losses, self._group)
+            losses = self._collect(outputs)
             step = Step(capture.views, losses, [], sum(losses.losses.values()), None)
             log = losses.log
             if self._policy.found is None:  # else this window makes no step, and no method is to count it
                 try:
-                    log = self._objective(capture, losses, step, getattr(model, 'task_slices', None))
+                    slices = getattr(model, 'task_slices', None)
+                    log = objective(self, capture.levels(self._prefixes), losses, step, slices, self._log_due())
                 except NonFinite as error:
                     self._policy.take(error, self._inner_count)
         if self._second_look is not None:
@@ -243,29 +275,10 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._pending = step
         return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
 
-    def _objective(self, capture: SharedCapture, losses: TaskLosses, step: Step, slices) -> dict[str, Tensor]:
-        """Fills ``step``; returns what is logged. ``slices`` are the rows of Z of tasks with samples of their own."""
-        check_finite(list(losses.losses), losses.losses_T, losses.extra)
-        transformed = transform_losses(losses, self.loss_transform, self._inner_count)
-        step.weighted, weights_T = weigh(self.weighting, transformed, losses.labelled_T)
-        for regularizer in self.regularizers:
-            regularizer.backward_scale = self.scale_loss(1.0)
-            regularizer.slices = slices
-            regularizer.measure_gradient = self._log_due() and self._aggregation is None
-        penalty, report = regularize(
-            self.regularizers,
-            losses,
-            capture.levels(self._prefixes),
-            weights_T,
-            self.loss_transform == 'log',
-            self._log_due(),
-            self._group,
-            self.precision.scale,
-        )
-        rest = [term for term in (penalty, losses.extra) if term is not None]
-        step.rest = sum(rest) if rest else None
-        step.objectives = [w * value for w, value in zip(weights_T, transformed, strict=True)]
-        return losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
+    def _collect(self, outputs: Mapping) -> TaskLosses:
+        losses = collect(outputs, self._prefixes, self.extra_losses, self.process_group)
+        self._zeros.leave_out(losses, self._inner_count)
+        return losses
 
     # ---- backward and step ----
 
@@ -284,30 +297,22 @@ class MultiTaskOptimWrapper(OptimWrapper):
                 self._policy.take(error, self._inner_count)
             else:
                 if self._log_due():
-                    report_gradients(self.message_hub, step.losses, self._aggregation, self.regularizers, self._group)
+                    report_gradients(self, step.losses, self._aggregation)
         self._inner_count += 1
 
     def _backward(self, step: Step, loss: Tensor, kwargs: dict) -> None:
         last, factor = self.should_sync(), self.scale_loss(1.0)
         if self._aggregation is None:
+            self._trainable()
             (loss * self.precision.scale).backward(**kwargs)
+            keep_layouts(self._model_parameters)
             self._graph = step.objectives if last else []
             return
-        trainable = [p for p in self._model_parameters if p.requires_grad]
+        trainable = self._trainable()
         learned = self.weighting.learned()
         if learned:
             torch.autograd.backward(step.weighted * (factor * self.precision.scale), inputs=learned, retain_graph=True)
-        micro = MicroBatch(
-            tasks=list(step.losses.losses),
-            objectives=step.objectives,
-            rest=step.rest,
-            views=step.views,
-            losses_T=torch.stack([objective.detach() for objective in step.objectives]),
-            labelled_T=step.losses.labelled_T,
-            factor=factor,
-            scale=self.precision.scale,
-            last=last,
-        )
+        micro = MicroBatch.of_step(step, factor=factor, scale=self.precision.scale, last=last)
         self._aggregation.backward(micro, trainable)
 
     def _log_due(self) -> bool:
@@ -317,17 +322,17 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Unscales, checks, clips and steps; skips the step where something was not finite."""
         self.precision.unscale(self.optimizer)
         try:
-            if self._policy.found is None:
-                self._check_gradients()
+            if self._policy.found is None and self._aggregation is None:  # which has checked its own
+                check_gradients(self.optimizer.param_groups, self._graph, list(self._prefixes))
         except NonFinite as error:
             self._policy.take(error, self._inner_count - 1)
         self._graph = []
         if self._policy.found is not None:
             self._skip()
             return
-        if self.clip_grad_kwargs:
+        with explain_sparse(self._model_parameters, self._prepared):
             self._clip_grad()
-        self.precision.step(self.optimizer, **kwargs)
+            self.precision.step(self.optimizer, **kwargs)
         if self._aggregation is not None:
             self._aggregation.apply_updates(self.optimizer)
         self._policy.stepped()
@@ -336,21 +341,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
             method.end_step()
         if self._second_look is not None:
             with self.precision.autocast(self._model_parameters[0].device.type):
-                self._second_look.show(
-                    self.weighting,
-                    lambda outputs: collect(outputs, self._prefixes, self.extra_losses, self._group),
-                )
-
-    def _check_gradients(self) -> None:
-        """The gradients are final and equal on all ranks; an aggregator has checked its own."""
-        if self._aggregation is not None:
-            return
-        params = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
-        check_gradients(params, self._graph, list(self._prefixes))
+                self._second_look.show(self.weighting, self._collect)
 
     def _skip(self) -> None:
         """Leaves weights, buffers, optimizer and the state of the methods as they were before this window."""
         self._buffers.restore()
+        for p in self._elsewhere.values():  # the optimizer that has them makes no step either
+            p.grad = None
         self.weighting.drop_window()
         if self._aggregation is not None:
             self._aggregation.drop()
@@ -362,17 +359,14 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def _clip_grad(self) -> None:
         """Clips the model's gradients; learned weights of a method are no part of the norm."""
-        params = [p for p in self._model_parameters if p.requires_grad and p.grad is not None]
-        if params:
-            norm = self.clip_func(params, **self.clip_grad_kwargs)
-            if norm is not None:
-                self.message_hub.update_scalar(f'train/{self.grad_name}', float(norm))
+        if self.clip_grad_kwargs:
+            clip_gradients(self, self._model_parameters)
 
     # ---- state ----
 
     def state_dict(self) -> dict:
         """The optimizer's state, and under ``'multi_task'`` that of the method."""
-        state = super().state_dict()
+        state = self._optimizer_state()
         scaler = self.precision.state_dict()
         if scaler is not None:
             state['loss_scaler'] = scaler
@@ -385,16 +379,20 @@ class MultiTaskOptimWrapper(OptimWrapper):
         Raises:
             RuntimeError: If the state is of another method or number of processes, unless ``force_resume``.
         """
-        state_dict = dict(state_dict)
-        scaler, own = state_dict.pop('loss_scaler', None), state_dict.pop('multi_task', None)
-        same = check_same_run(own, self.signature, self.force_resume)
-        if own is not None and own['tasks'] and self._prefixes is None:
-            self._setup_methods({task: '' for task in own['tasks']})
-        if same:
-            load_method_state(self, own)
-        self.precision.load_state_dict(scaler)
-        super().load_state_dict(
-            state_dict
-            if same
-            else without_learned(state_dict, self.optimizer, len(self._model_parameters), self._has_learned)
-        )
+        load_wrapper_state(self, dict(state_dict))
+
+    # ---- what an optim wrapper with several optimizers does otherwise ----
+
+    def _optimizer_settings(self) -> list[str] | None:
+        return None
+
+    def _learning_wrapper(self) -> OptimWrapper:
+        return self
+
+    def _optimizer_state(self) -> dict:
+        return OptimWrapper.state_dict(self)
+
+    def _load_optimizer(self, state: dict, same: bool) -> None:
+        if not same:
+            state = without_learned(state, self.optimizer, len(self._model_parameters), self._has_learned)
+        OptimWrapper.load_state_dict(self, state)

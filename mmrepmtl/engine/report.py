@@ -1,26 +1,16 @@
 """What the log says of the method: its settings in one line, and what is known only after the backward."""
 
-from collections.abc import Sequence
-
-from mmengine.logging import MessageHub
-
 from mmrepmtl.engine.gradients import GradientAggregation
 from mmrepmtl.engine.objective import mean_over_ranks
 from mmrepmtl.engine.task_losses import TaskLosses
-from mmrepmtl.methods.regularizer import Regularizer
 
 
-def report_gradients(
-    hub: MessageHub,
-    losses: TaskLosses,
-    aggregation: GradientAggregation | None,
-    regularizers: Sequence[Regularizer],
-    group,
-) -> None:
+def report_gradients(wrapper, losses: TaskLosses, aggregation: GradientAggregation | None) -> None:
     """Logs the aggregator's weights and, at Z, the norm of the penalties' gradient relative to the tasks'.
 
     All ranks have to call this together.
     """
+    hub, regularizers = wrapper.message_hub, wrapper.regularizers
     if aggregation is not None and aggregation.weights_T is not None:
         for task, weight in zip(losses.losses, aggregation.weights_T.tolist(), strict=True):
             hub.update_scalar(f'train/aggregator/{task}', weight)
@@ -34,7 +24,7 @@ def report_gradients(
     squares = {}
     for name, pair in found.items():
         squares[f'{name}/penalty'], squares[f'{name}/tasks'] = (0.0, 0.0) if pair is None else pair.tolist()
-    squares = mean_over_ranks(squares, losses.losses_T, group)
+    squares = mean_over_ranks(squares, losses.losses_T, wrapper.process_group)
     for name in found:
         if squares[f'{name}/tasks'] > 0:
             ratio = (squares[f'{name}/penalty'] / squares[f'{name}/tasks']).sqrt()

@@ -1,5 +1,6 @@
 """The per-task gradients of the shared parameters: one buffer that lives as long as the run."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -127,47 +128,126 @@ class GradientRows:
     def combine(self, weights: Sequence[float]) -> None:
         """Adds the weighted sum of the first batch's rows to each ``.grad``, without a copy of all columns."""
         for p, columns in self.written():
-            rows = self.buffer[0, :, columns]
-            total = rows[0] * weights[0]
+            rows = [row.view_as(p) for row in self.buffer[0, :, columns]]
+            total = torch.mul(rows[0], weights[0], out=empty_gradient(p, rows[0].dtype))
             for row, weight in zip(rows[1:], weights[1:], strict=True):
                 total.add_(row, alpha=weight)
-            accumulate([p], [total.view_as(p)])
+            accumulate([p], [total])
+
+
+def empty_gradient(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for a gradient of ``parameter``, with its strides where it is dense and contiguous elsewhere.
+
+    The fused optimizers go through weights and gradients by their place in memory: where strides differ, a weight gets
+    the gradient of another one.
+    """
+    dtype = parameter.dtype if dtype is None else dtype
+    return torch.empty_strided(parameter.shape, gradient_strides(parameter), dtype=dtype, device=parameter.device)
+
+
+def in_layout_of(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with the strides of :func:`empty_gradient`: itself, a view where only a dimension of size 1 has
+    another stride, or a copy."""
+    strides = gradient_strides(parameter)
+    if grad.stride() == strides:
+        return grad
+    if _same_memory_order(grad, strides):
+        return grad.as_strided(grad.shape, strides)
+    return empty_gradient(parameter, grad.dtype).copy_(grad)
+
+
+def segment_in_layout_of(segment_P: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter's part of a flat gradient as a view with the parameter's strides; reorders the part in place.
+
+    A copy of one parameter's gradient is made, never one of all.
+    """
+    part, strides = segment_P.view_as(parameter), gradient_strides(parameter)
+    view = segment_P.as_strided(parameter.shape, strides, segment_P.storage_offset())
+    return view if _same_memory_order(part, strides) else view.copy_(part.clone())
+
+
+def gradient_strides(parameter: Tensor) -> tuple[int, ...]:
+    """The strides that the gradient of a parameter has: the parameter's where it is dense, else row by row."""
+    if _fills_its_memory(parameter):
+        return parameter.stride()
+    sizes = parameter.shape
+    return tuple(math.prod(max(n, 1) for n in sizes[i + 1 :]) for i in range(len(sizes)))
+
+
+def _same_memory_order(grad: Tensor, strides: Sequence[int]) -> bool:
+    return all(a == b or n == 1 for a, b, n in zip(grad.stride(), strides, grad.shape, strict=True))
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Whether no element lies twice in memory and none of it is left out ("non-overlapping and dense")."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+@torch.no_grad()
+def keep_layouts(parameters: Sequence[Tensor]) -> None:
+    """Gives every ``.grad`` the strides of its dense parameter.
+
+    A backward of torch leaves the strides of dimensions of size 1 as they come, and adds to whatever ``.grad`` is
+    there.
+    """
+    for p in parameters:
+        if p.grad is not None and p.grad.layout is torch.strided and p.grad.stride() != p.stride():
+            p.grad = in_layout_of(p.grad, p)
 
 
 @torch.no_grad()
 def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
     """Adds gradients to ``.grad``, as backward does; the tensors of the first ones become it.
 
-    Gradients of ``torch.autograd.grad`` go through :func:`apart` before.
+    Gradients of ``torch.autograd.grad`` go through :func:`apart` before. A list is emptied on the way, so that a
+    gradient which has to be copied does not live twice.
     """
-    for parameter, grad in zip(parameters, grads, strict=True):
+    for i, parameter in enumerate(parameters):
+        grad = grads[i]
+        if isinstance(grads, list):
+            grads[i] = None
         if grad is None:
             continue
         if parameter.grad is None:
-            parameter.grad = grad.detach().to(parameter.dtype)
+            parameter.grad = in_layout_of(grad.detach().to(parameter.dtype), parameter)
         else:
             parameter.grad.add_(grad)
 
 
+def clip_gradients(wrapper, parameters: Sequence[nn.Parameter], prefix: str = '') -> None:
+    """Clips by the settings of an mmengine optim wrapper, and logs the norm before it under ``prefix``."""
+    params = [p for p in parameters if p.requires_grad and p.grad is not None]
+    norm = wrapper.clip_func(params, **wrapper.clip_grad_kwargs) if params else None
+    if norm is not None:
+        wrapper.message_hub.update_scalar(f'train/{prefix}{wrapper.grad_name}', float(norm))
+
+
+def densify(parameters: Sequence[nn.Parameter]) -> None:
+    """Makes sparse ``.grad`` dense, as the combined gradients that are added to it are."""
+    for p in parameters:
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            p.grad = in_layout_of(p.grad.to_dense(), p)
+
+
 def apart(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Copies the gradients that share memory with each other or in themselves.
+    """Copies the gradients that share memory with each other or in themselves, and makes sparse ones dense.
 
     ``torch.autograd.grad`` returns one tensor for both terms of ``w1 + w2``, and for ``w.sum()`` one number seen many
     times: what then changes ``.grad`` in place (clipping, a scaler) would act on it more than once.
     """
+    grads = [g if g is None or g.layout is torch.strided else g.to_dense() for g in grads]
     owners = Counter(grad.untyped_storage().data_ptr() for grad in grads if grad is not None)
     return [
         grad
-        if grad is None or owners[grad.untyped_storage().data_ptr()] == 1 and _is_dense(grad)
+        if grad is None or owners[grad.untyped_storage().data_ptr()] == 1 and _fills_its_memory(grad)
         else grad.clone(memory_format=torch.contiguous_format)
         for grad in grads
     ]
-
-
-def _is_dense(grad: Tensor) -> bool:
-    layouts = [torch.contiguous_format]
-    layouts += [torch.channels_last] * (grad.dim() == 4) + [torch.channels_last_3d] * (grad.dim() == 5)
-    return any(grad.is_contiguous(memory_format=layout) for layout in layouts)
 
 
 def flatten(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -209,6 +289,6 @@ def average_gradients(parameters: Sequence[nn.Parameter], group) -> None:
         flat /= num_processes()
         for p, mean in zip(bucket, unflatten(flat, bucket), strict=True):
             if p.grad is None:
-                p.grad = mean.clone()
+                p.grad = empty_gradient(p).copy_(mean)
             else:
                 p.grad.copy_(mean)

@@ -56,6 +56,10 @@ def _plain(cfg):
     return plain_data(cfg)
 
 
+#: Settings that older checkpoints do not tell.
+YOUNGER = ('zero_loss',)
+
+
 def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     """Whether the method's own state can be restored from ``saved``.
 
@@ -66,6 +70,8 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
         differences = ['the checkpoint was not written by MultiTaskOptimWrapper']
     else:
         old = json.loads(saved['signature'])
+        # A setting that is younger than the checkpoint had no other value then.
+        old = {key: signature[key] for key in YOUNGER if key in signature} | old
         differences = [
             f'{key}: {old.get(key)} in the checkpoint, {signature[key]} now'
             for key in signature
@@ -142,3 +148,15 @@ def load_method_state(wrapper, saved: dict) -> None:
     wrapper._epochs.epoch = saved.get('epoch')
     if 'skipped' in saved:
         wrapper._policy.load_state_dict(saved['skipped'])
+
+
+def load_wrapper_state(wrapper, state_dict: dict) -> None:
+    """Restores the ``state_dict()`` of a MultiTaskOptimWrapper, which is changed; raises as :func:`check_same_run`."""
+    scaler, own = state_dict.pop('loss_scaler', None), state_dict.pop('multi_task', None)
+    same = check_same_run(own, wrapper.signature, wrapper.force_resume)
+    if own is not None and own['tasks'] and wrapper._prefixes is None:
+        wrapper._setup_methods({task: '' for task in own['tasks']})
+    if same:
+        load_method_state(wrapper, own)
+    wrapper.precision.load_state_dict(scaler)
+    wrapper._load_optimizer(state_dict, same)

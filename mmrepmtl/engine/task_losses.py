@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmrepmtl.methods.regularizer import num_processes
@@ -62,10 +63,20 @@ def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model) -> 
 
 def _mean(name: str, value) -> Tensor:
     """The scalar of one entry, exactly as mmengine's ``parse_losses`` reads it."""
-    if isinstance(value, Tensor):
-        return value.mean()
-    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-        return sum(v.mean() for v in value)
+    parts = [value] if isinstance(value, Tensor) else value
+    if isinstance(parts, (list, tuple)) and parts and all(isinstance(v, Tensor) for v in parts):
+        for part in parts:
+            if not part.is_floating_point():
+                raise ValueError(
+                    f'MultiTaskOptimWrapper: loss {name!r} is a tensor of {part.dtype}; a loss must be a real '
+                    'floating-point number'
+                )
+            if not part.numel():
+                raise ValueError(
+                    f'MultiTaskOptimWrapper: loss {name!r} is an empty tensor, whose mean is no number; return a zero '
+                    'that is connected to the graph (pred.sum() * 0) where there is nothing to learn from'
+                )
+        return sum(v.mean() for v in parts) if len(parts) > 1 else parts[0].mean()
     raise ValueError(
         f'MultiTaskOptimWrapper: loss {name!r} is neither a tensor nor a list of tensors but {type(value).__name__}'
     )
@@ -127,6 +138,55 @@ def collect(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, gr
     several = [key for task in prefixes for key in claimed[task] if len(claimed[task]) > 1]
     log |= {f'raw/{_without_loss(key)}': merged[key].detach() for key in (*several, *extra)}
     return TaskLosses(losses, losses_T, labelled_T, sum(merged[key] for key in extra) if extra else None, log)
+
+
+def check_connected(losses: TaskLosses) -> None:
+    """Raises ValueError for a loss with a value and without a graph, from which its task would never learn."""
+    cut = [task for task, loss in losses.labelled().items() if not loss.requires_grad]
+    values = dict(zip(losses.losses, losses.losses_T.tolist(), strict=True)) if cut else {}
+    for task in cut:
+        if values[task] != 0:
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the loss of task {task!r} has the value {values[task]:g} and no gradient: it '
+                'was computed under torch.no_grad(), from a detached tensor or from a number; compute it from the '
+                'output of the shared module'
+            )
+
+
+class ZeroLosses:
+    """The setting ``zero_loss``: a global loss of exactly 0 is that of a task without a label, or is left as it is.
+
+    It acts where losses have to be positive. Elsewhere a loss of 0 is a loss like any other: one that may be negative
+    passes through 0 with a gradient.
+
+    Args:
+        mode: ``'unlabelled'`` or ``'error'``.
+        methods: Weighting and aggregator; an entry may be None.
+        regularizers: Those of the run.
+        loss_transform: That of the run.
+    """
+
+    def __init__(self, mode: str, methods: Sequence, regularizers: Sequence, loss_transform: str | None) -> None:
+        own = any(method is not None and method.loss_transform == 'own' for method in methods)
+        log = loss_transform == 'log' or any(getattr(r, 'saliency_transform', None) == 'log' for r in regularizers)
+        self.acts = mode == 'unlabelled' and (own or log)
+        self._said: set[str] = set()
+
+    def leave_out(self, losses: TaskLosses, iteration: int) -> None:
+        """Takes the label of tasks whose loss is 0; the same on all ranks, because the value is."""
+        if not self.acts:
+            return
+        zero_T = losses.labelled_T & (losses.losses_T == 0)
+        losses.labelled_T = losses.labelled_T & ~zero_T
+        for task, zero in zip(losses.losses, zero_T.tolist(), strict=True):
+            if zero and task not in self._said:
+                self._said.add(task)
+                print_log(
+                    f'MultiTaskOptimWrapper: the loss of task {task!r} is exactly 0 in iteration {iteration}; in such '
+                    "batches the task counts as one without a label (zero_loss='unlabelled'; said once)",
+                    logger='current',
+                    level=30,
+                )
 
 
 def _without_loss(key: str) -> str:

@@ -3,6 +3,7 @@
 Dimensions: T tasks, B samples, C channels, N positions, R ranks.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ _NOT_TWICE = (
     ('Checkpointing is not compatible', 'it uses re-entrant checkpointing; call checkpoint(..., use_reentrant=False)'),
     ('SyncBatchNorm', 'it contains SyncBatchNorm; use BatchNorm or GroupNorm in the heads (the encoder may keep it)'),
     ('once_differentiable', 'it contains an autograd.Function marked once_differentiable; replace that operation'),
+    ('ouble backward', 'one of its operations has no second derivative; replace that operation'),
     ('is not implemented', 'one of its operations has no second derivative; replace that operation'),
 )
 
@@ -236,7 +238,9 @@ def _nodes(outputs: Sequence[Tensor], stops: Sequence[Any]) -> Iterator[Any]:
 
 
 def _message(task: str, found: str) -> str | None:
-    for pattern, advice in _NOT_TWICE:
+    named = re.search(r'double backwards? on (\w+)', found)
+    special = [(named[0], f'its operation {named[1]} has no second derivative; replace it')] if named else []
+    for pattern, advice in (*special, *_NOT_TWICE):
         if pattern in found:
             return f'the head of task {task!r} cannot be differentiated twice, which Rep-MTL needs: {advice}'
     return None

@@ -3,6 +3,7 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapperDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -105,6 +106,20 @@ class MultiTaskModel(BaseModel):
         if mode == 'tensor':
             return self.raw_outputs(inputs)
         raise ValueError(f"MultiTaskModel: mode={mode!r} is unknown; use 'loss', 'predict' or 'tensor'")
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """One iteration, as mmengine has it.
+
+        Raises:
+            ValueError: For a plain ``OptimWrapperDict``, of which mmengine cannot know how it trains one model.
+        """
+        if type(optim_wrapper) is OptimWrapperDict:
+            raise ValueError(
+                f'MultiTaskModel: the optim wrappers {list(optim_wrapper.keys())} of an OptimWrapperDict cannot train '
+                "one model together; put them into one MultiTaskOptimWrapper, constructor='SeparateOptimizers' "
+                '(docs/engine.md, Separate optimizers), or write a train_step of your own'
+            )
+        return super().train_step(data, optim_wrapper)
 
     def represent(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...] | dict[str, Any]:
         """Computes what the heads read, from the images (B, 3, H, W)."""

@@ -49,6 +49,9 @@ class Aggregator(nn.Module):
     #: is an optimizer), which must not pass through the run's optimizer again.
     returns: Literal['gradient', 'update'] = 'gradient'
 
+    #: Names of the tasks, for errors; the trainer sets them.
+    task_names: Sequence[str] | None = None
+
     def __init__(
         self, level: Literal['parameter', 'representation'] = 'parameter', weight_heads: bool | None = None
     ) -> None:

@@ -3,6 +3,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.positive import check_positive
+
 from .state import StatefulAggregator, check_fractions, labelled_tasks, magnitudes, row_norms, weighted_sum
 
 
@@ -59,12 +61,9 @@ class DBMTL(StatefulAggregator):
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns the sum (P,) of the averages, all of the largest norm."""
         here, losses = labelled_tasks(magnitudes(gradients_TP)), losses_T.tolist()
-        for t in here:
-            if not losses[t] > 0:
-                raise ValueError(
-                    f'DBMTL: the loss of task {t} is {losses[t]}, and the method takes its logarithm; it needs losses '
-                    'that are positive'
-                )
+        mask_T = torch.zeros_like(losses_T, dtype=torch.bool)
+        mask_T[here] = True
+        check_positive(self, losses_T, mask_T, 'the method takes its logarithm and needs')
         shape, device = gradients_TP.shape, gradients_TP.device
         average_TP = self.state('average_TP', shape, device, gradients_TP.dtype)
         gathered_T = self.state('gathered_T', shape[:1], device)

@@ -4,6 +4,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.positive import check_positive
+
 from .base import GramianAggregator
 from .solvers import present_tasks
 
@@ -67,8 +69,7 @@ class GradNorm(GramianAggregator):
         if not present_T.any():
             return used_T
         losses_P = losses_T.to(used_T)[present_T]
-        if not (losses_P > 0).all():
-            raise ValueError(f'GradNorm: needs positive losses, got {losses_P.tolist()}')
+        check_positive(self, losses_T.to(used_T), present_T)
         state_T, initial_T = self.weights_T.cpu().clone(), self.initial_T.cpu().clone()
         initial_T[present_T] = torch.where(initial_T[present_T] > 0, initial_T[present_T], losses_P)
         state_P = state_T[present_T]

@@ -2,8 +2,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmrepmtl.methods.positive import check_positive
+
 from .base import GramianAggregator
-from .solvers import min_norm_weights, on_present_tasks
+from .solvers import min_norm_weights, on_present_tasks, present_tasks
 
 
 class MGDA(GramianAggregator):
@@ -47,6 +49,9 @@ class MGDA(GramianAggregator):
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), at least 0 and of sum 1."""
+        if self.normalization in ('loss', 'loss+'):
+            why = f'normalization={self.normalization!r} divides by the losses and needs'
+            check_positive(self, losses_T, present_tasks(gramian_TT), why)
         return on_present_tasks(self._solve, gramian_TT, losses_T)
 
     def _solve(self, gramian_PP: Tensor, losses_P: Tensor) -> Tensor:
@@ -54,10 +59,5 @@ class MGDA(GramianAggregator):
         if self.normalization in ('l2', 'loss+'):
             divisors_P = divisors_P * gramian_PP.diagonal().sqrt()
         if self.normalization in ('loss', 'loss+'):
-            if not (losses_P > 0).all():
-                raise ValueError(
-                    f'MGDA: normalization={self.normalization!r} divides by the losses, which must be positive, got '
-                    f"{losses_P.tolist()}; use normalization='l2'"
-                )
             divisors_P = divisors_P * losses_P.to(divisors_P)
         return min_norm_weights(gramian_PP / divisors_P / divisors_P[:, None])[0]

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class Weighting(nn.Module):
 
     #: Whether :meth:`end_epoch` is to be called between epochs.
     per_epoch: bool = False
+
+    #: Names of the tasks, for errors; the trainer sets them.
+    task_names: Sequence[str] | None = None
 
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""

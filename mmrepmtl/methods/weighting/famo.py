@@ -1,7 +1,9 @@
 import torch
 from torch import Tensor
 
-from .history import HistoryWeighting, check_positive, labelled_mask, masked_softmax, weighted_sum
+from mmrepmtl.methods.positive import check_positive
+
+from .history import HistoryWeighting, labelled_mask, masked_softmax, weighted_sum
 
 
 class FAMO(HistoryWeighting):

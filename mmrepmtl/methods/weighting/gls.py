@@ -1,7 +1,9 @@
 from torch import Tensor
 
+from mmrepmtl.methods.positive import check_positive
+
 from .base import Weighting
-from .history import check_positive, labelled_mask
+from .history import labelled_mask
 
 
 class GLS(Weighting):

@@ -11,17 +11,6 @@ def labelled_mask(losses_T: Tensor, labelled_T: Tensor | None) -> Tensor:
     return torch.ones_like(losses_T, dtype=torch.bool) if labelled_T is None else labelled_T
 
 
-def check_positive(method: Weighting, losses_T: Tensor, mask_T: Tensor) -> None:
-    """Raises ValueError with the method's name and the task's index if a loss of a task in the mask is not positive."""
-    bad = ((losses_T <= 0) & mask_T).nonzero()
-    if len(bad):
-        index = int(bad[0])
-        raise ValueError(
-            f'{type(method).__name__}: the loss of task {index} is {losses_T[index].item():g}; this method needs '
-            'positive losses'
-        )
-
-
 def masked_softmax(logits_T: Tensor, mask_T: Tensor) -> Tensor:
     """The softmax over the tasks in the mask, (T,); 0 elsewhere, and everywhere if the mask is empty."""
     softmax_T = torch.zeros_like(logits_T)

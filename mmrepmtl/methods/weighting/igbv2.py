@@ -1,7 +1,9 @@
 import torch
 from torch import Tensor
 
-from .history import EpochWeighting, check_positive, labelled_mask, weighted_sum
+from mmrepmtl.methods.positive import check_positive
+
+from .history import EpochWeighting, labelled_mask, weighted_sum
 from .sac import SoftActorCritic
 
 

@@ -2,7 +2,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from .history import LazyWeighting, check_positive, labelled_mask
+from mmrepmtl.methods.positive import check_positive
+
+from .history import LazyWeighting, labelled_mask
 
 
 class IMTLL(LazyWeighting):

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from .history import LazyWeighting, check_positive, labelled_mask
+from .history import LazyWeighting, labelled_mask
 
 
 class UncertaintyWeighting(LazyWeighting):
@@ -11,6 +11,7 @@ class UncertaintyWeighting(LazyWeighting):
     Source: Kendall, Gal and Cipolla, CVPR 2018, Eq. 5-10, with ``s = log sigma^2`` and the regression form
     ``1/(2 sigma^2)`` for every task, as LibMTL and the Rep-MTL paper's baselines use it: the scalar is
     ``sum_t L_t / (2 exp(s_t)) + s_t / 2``. An unlabelled task is left out, its ``s_t`` included (its gradient is 0).
+    Losses may be 0 or negative; the variance of a task whose loss stays so falls without end.
 
     Args:
         num_tasks: T; None where :meth:`setup` tells it later.
@@ -32,14 +33,9 @@ class UncertaintyWeighting(LazyWeighting):
             nn.init.zeros_(self.log_variance_T)
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
-        """Returns ``sum_t L_t / (2 exp(s_t)) + s_t / 2`` over the labelled tasks.
-
-        Raises:
-            ValueError: If a loss is not positive.
-        """
+        """Returns ``sum_t L_t / (2 exp(s_t)) + s_t / 2`` over the labelled tasks."""
         del advance
         self.setup(len(losses_T))
         mask_T = labelled_mask(losses_T, labelled_T)
-        check_positive(self, losses_T, mask_T)
         terms_T = losses_T * torch.exp(-self.log_variance_T) / 2 + self.log_variance_T / 2
         return terms_T[mask_T].sum()

@@ -1,0 +1,79 @@
+"""What the graph of a loss says: which parameters it was computed from, and whose gradient is not finite."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from mmrepmtl.engine.nonfinite import NonFinite, all_finite
+
+
+def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tensor]:
+    """The leaf tensors that ``outputs`` were computed from, not looking behind ``stops``."""
+    found, seen = set(), {get_gradient_edge(stop).node for stop in stops}
+    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, 'variable'):
+            found.add(node.variable)
+        stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return found
+
+
+def check_gradients(groups: Sequence[Mapping], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
+    """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward.
+
+    Args:
+        groups: The optimizer's; their gradients are final, and equal on all ranks.
+        objectives: One for each task; only the links of their graphs are read.
+        tasks: Their names.
+    """
+    parameters = [p for group in groups for p in group['params'] if p.grad is not None]
+    if not all_finite([p.grad for p in parameters]):
+        raise NonFinite('gradient', [tasks[t] for t in blame(parameters, objectives, {})])
+
+
+def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]) -> list[int]:
+    """The tasks that alone own a parameter whose gradient is not finite, else those that share one, by number.
+
+    Args:
+        parameters: Whose ``.grad`` is looked at.
+        objectives: One for each task; only the links of their graphs are read.
+        held: Gradients that are not in ``.grad`` yet, for each task.
+    """
+    bad = {p for p in parameters if p.grad is not None and not _is_finite(p.grad)}
+    reached = [leaves([objective]) & bad for objective in objectives]
+    for t, grads in held.items():
+        reached[t] |= {p for p, grad in grads.items() if not _is_finite(grad)}
+    alone = [
+        t for t, mine in enumerate(reached) if mine - set().union(*(m for other, m in enumerate(reached) if other != t))
+    ]
+    return alone or [t for t, mine in enumerate(reached) if mine]
+
+
+def _is_finite(grad: Tensor) -> bool:
+    values = grad if grad.layout is torch.strided else grad.coalesce().values()
+    return bool(torch.isfinite(values).all())
+
+
+@contextmanager
+def explain_backward(what: str) -> Iterator[None]:
+    """Turns torch's error about re-entrant checkpointing into one that says what to do; lets all others pass.
+
+    Args:
+        what: Whose gradient is taken, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if 'use_reentrant' not in str(error) and 'Checkpointing is not compatible' not in str(error):
+            raise
+        raise RuntimeError(
+            f'MultiTaskOptimWrapper: the gradient of {what} cannot be taken by itself, because the model uses '
+            're-entrant checkpointing; call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)'
+        ) from error
