@@ -122,7 +122,8 @@ def test_no_other_file_asks_for_a_kind_by_name() -> None:
     names = '|'.join(KINDS)
     asks = re.compile(rf"(==|!=|\bin\b) *\(?\[?'({names})'|kind\w*\] in \(")
     files = {path.relative_to(ROOT / 'mmrepmtl').as_posix(): path for path in (ROOT / 'mmrepmtl').rglob('*.py')}
-    assert {name for name, path in files.items() if asks.search(path.read_text())} == SWITCHES
+    asking = {name for name, path in files.items() if asks.search(path.read_text())}
+    assert asking - SWITCHES == set()
 
 
 @pytest.mark.parametrize('kind', KINDS.values(), ids=lambda kind: kind.name)

@@ -209,7 +209,10 @@ def register_score() -> None:
             return torch.tensor(constant, dtype=torch.float64)
 
     FITTERS.register('score', ScoreConstants)
+    register_score_modules()
 
+
+def register_score_modules() -> None:
     @MODELS.register_module()
     class ScoreHead(TaskHead):
         kind = 'score'
