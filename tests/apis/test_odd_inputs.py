@@ -403,6 +403,22 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_with_whole_results(tool, 
     assert left == ['0.json', *(f'{name}/0.png' for name in ('depth', 'edge', 'normal', 'semseg', 'visualization'))]
 
 
+def test_an_interrupted_run_says_how_far_it_came(tool, tmp_path, capsys, monkeypatch):
+    usual = MultiTaskInferencer._prepare
+
+    def interrupted(self, picture):
+        if picture.name == '2':
+            raise KeyboardInterrupt
+        return usual(self, picture)
+
+    monkeypatch.setattr(MultiTaskInferencer, '_prepare', interrupted)
+    for number in range(4):
+        save(tmp_path / f'in/{number}.png')
+    assert tool(tmp_path / 'in', '--out-dir', tmp_path / 'out') == 130
+    assert 'stopped after 1 of 4, whose files are whole: interrupted' in capsys.readouterr().err
+    assert not [path for path in contents(tmp_path / 'out') if '.tmp' in path]
+
+
 def test_a_result_that_cannot_be_written_fails_alone(inferencer, tmp_path):
     (tmp_path / 'out/depth/x.png').mkdir(parents=True)
     paths = [save(tmp_path / f'{name}.png') for name in 'axz']
