@@ -210,7 +210,8 @@ def decode_bytes(
         # Pillow has turned it, too.
         array, damage = np.asarray(_load(memoryview(data), path, expected)), None
     if array is None or damage is not None:
-        why = damage.strip() if damage else 'it is damaged or cut off'
+        # Without the clock and the source line of OpenCV's log.
+        why = damage.strip().rpartition('TIFF_Error ')[2] if damage else 'it is damaged or cut off'
         raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {why}')
     return turned(array, header.orientation), header
 
