@@ -11,6 +11,8 @@ import numpy as np
 from mmrepmtl.datasets.pictures import decoder_messages
 from mmrepmtl.utils.files import TEMPORARY
 
+_SMALLEST = 16
+
 
 class SheetVideo:
     """Writes pictures as ``folder/NAME.mp4``.
@@ -31,6 +33,9 @@ class SheetVideo:
 
     def write(self, picture: np.ndarray) -> bool:
         """Adds a picture (h, w, 3) uint8 RGB; False if OpenCV cannot write this video."""
+        if self._writer is None and not self._refused:
+            # The encoder aborts the process on a picture of 2 x 2 pixels.
+            self._refused = min(picture.shape[:2]) < _SMALLEST
         if self._writer is None and not self._refused:
             self._open(picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2)
         if self._writer is None:

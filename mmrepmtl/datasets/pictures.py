@@ -53,7 +53,7 @@ _HEADER_ERRORS += (struct.error, AttributeError, RuntimeError, MemoryError)
 _DAMAGE = re.compile(r'Corrupt JPEG data|Premature end of JPEG|Not enough data at|TIFFFill\w+: Read error')
 _HARMLESS = re.compile(r'Corrupt JPEG data: [1-4] extraneous bytes before marker 0xd9')
 _DECODERS = re.compile(
-    r'^(libpng (error|warning): |\[ *(ERROR|WARN|INFO|DEBUG):\d+@|OpenCV|'
+    r'^(libpng (error|warning): |\[ *(ERROR|WARN|INFO|DEBUG):\d+@|OpenCV|> |tempfile\.tif: |'
     r'(Corrupt|Premature end of|Unsupported) (JPEG|data)|'
     r'Unsupported marker|Invalid |Inconsistent |Bogus |Warning: unknown JFIF|Unknown Adobe|'
     r'((TIFF|LZW|Zip|Fax|PackBits|JPEG|Deflate|LERC|WebP)\w*: )|\s*$)'
@@ -154,7 +154,10 @@ def read_header(data: bytes | memoryview, path: str, expected: str, limit: int |
         height, width, orientation = _tiff_tags(data, path, expected)
         header = Header(kind, (height, width), '', 1, orientation)
     else:
-        orientation = 1 if kind == 'TIFF' else _exif_orientation(opened, data, kind)
+        try:
+            orientation = 1 if kind == 'TIFF' else _exif_orientation(opened, data, kind)
+        except ValueError as error:
+            raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {error}') from error
         header = Header(kind, (opened.height, opened.width), opened.mode, _frames(opened), orientation)
     height, width = header.size
     most = limit or max_pixels()
@@ -207,7 +210,8 @@ def decode_bytes(
         # Pillow has turned it, too.
         array, damage = np.asarray(_load(memoryview(data), path, expected)), None
     if array is None or damage is not None:
-        why = damage.strip() if damage else 'it is damaged or cut off'
+        # Without the clock and the source line of OpenCV's log.
+        why = damage.strip().rpartition('TIFF_Error ')[2] if damage else 'it is damaged or cut off'
         raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {why}')
     return turned(array, header.orientation), header
 
@@ -254,7 +258,7 @@ def _load(data: memoryview, path: str, expected: str) -> Image.Image:
     if opened is None:
         raise ValueError(f'{path}: cannot be read as an image, expected {expected}')
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), decoder_messages():
             warnings.simplefilter('ignore')
             opened.load()
     except _HEADER_ERRORS as error:
@@ -294,7 +298,9 @@ def _tiff_tags(data: bytes | memoryview, path: str, expected: str) -> tuple[int,
 
 def _frames(opened: Image.Image) -> int:
     try:
-        return int(getattr(opened, 'n_frames', 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return int(getattr(opened, 'n_frames', 1))
     except _HEADER_ERRORS:
         return 1
 
@@ -317,14 +323,21 @@ def _exif_orientation(opened: Image.Image, data: bytes | memoryview, kind: str) 
 
 
 def _png_exif(data: bytes | memoryview) -> bytes | None:
-    """The chunk ``eXIf`` of a PNG."""
-    place = 8
-    while place + 8 <= len(data):
+    """The chunk ``eXIf`` of a PNG.
+
+    Raises:
+        ValueError: The file ends within a chunk or before the last one. OpenCV would make room for what a chunk
+            announces, which may be gigabytes.
+    """
+    place, found = 8, None
+    while place + 12 <= len(data):
         (length,), name = struct.unpack('>I', data[place : place + 4]), bytes(data[place + 4 : place + 8])
+        if name == b'IEND':
+            return found
         if name == b'eXIf':
-            return bytes(data[place + 8 : place + 8 + length])
+            found = bytes(data[place + 8 : place + 8 + length])
         place += 12 + length
-    return None
+    raise ValueError('it is cut off, or a part of it announces more bytes than there are')
 
 
 _lock = threading.Lock()

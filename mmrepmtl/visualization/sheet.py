@@ -139,7 +139,19 @@ def _legend(target: str, meta: Mapping[str, Any], width: int, compared: bool) ->
         'binary': 'white yes, black no, grey probability',
         'depth': 'inverse depth, unit of the data set' if meta.get('inverse') else 'depth in metres',
     }.get(kind.name, '' if kind.directions else kind.legend)
-    return [[Entry(0, None, text)]] if text else []
+    return [[Entry(0, None, line)] for line in _wrap(text, width)] if text else []
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of whole words, at most ``width`` pixels wide where the words allow it."""
+    lines = ['']
+    for word in text.split():
+        longer = f'{lines[-1]} {word}'.strip()
+        if lines[-1] and font(13).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _lines(first: _Block, blocks: list[_Block]) -> list[list[tuple[int, _Block]]]:

@@ -80,31 +80,38 @@ def good_files() -> dict[str | bytes, bytes]:
         'thin.jpg': encode(picture((5, 2000)), 'JPEG'),
         'black.png': encode(array * 0, 'PNG'),
         'white.png': encode(array * 0 + 255, 'PNG'),
-        'new\nline.png': encode(array, 'PNG'),
-        'tab\tand\x1b[31mred.png': encode(array, 'PNG'),
-        'carriage\rreturn.png': encode(array, 'PNG'),
-        b'not \xff\xfe utf8.png': encode(array, 'PNG'),
-        'ümläut 漢字 🙂.png': encode(array, 'PNG'),
-        'left \u202e right.png': encode(array, 'PNG'),
-        'quotes \'"`$(x) %s {0}.png': encode(array, 'PNG'),
-        '-dash.png': encode(array, 'PNG'),
-        '...png': encode(array, 'PNG'),
-        '....png': encode(array, 'PNG'),
-        ' space .png': encode(array, 'PNG'),
-        'back\\slash.png': encode(array, 'PNG'),
-        'dots.in.the.name.png': encode(array, 'PNG'),
-        'name.png.jpg': encode(array, 'JPEG'),
-        'depth.png': encode(array, 'PNG'),
-        'visualization.png': encode(array, 'PNG'),
-        '%03d.png': encode(array, 'PNG'),
-        '漢' * 83 + '.png': encode(array, 'PNG'),
     }
-    for length in (180, 181, 200, 212, 230, 240, 255):
-        files[f'{length:03d}'.ljust(length - 4, 'n') + '.png'] = encode(array, 'PNG')
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         files[f'turned {orientation}.jpg'] = encode(array, 'JPEG', exif=exif)
+    return files | odd_names(encode(array, 'PNG'), encode(array, 'JPEG'))
+
+
+def odd_names(png: bytes, jpeg: bytes) -> dict[str | bytes, bytes]:
+    """The same picture under names that are hard to print, to write or to tell apart."""
+    files: dict[str | bytes, bytes] = {
+        'new\nline.png': png,
+        'tab\tand\x1b[31mred.png': png,
+        'carriage\rreturn.png': png,
+        b'not \xff\xfe utf8.png': png,
+        'ümläut 漢字 🙂.png': png,
+        'left \u202e right.png': png,
+        'quotes \'"`$(x) %s {0}.png': png,
+        '-dash.png': png,
+        '...png': png,
+        '....png': png,
+        ' space .png': png,
+        'back\\slash.png': png,
+        'dots.in.the.name.png': png,
+        'name.png.jpg': jpeg,
+        'depth.png': png,
+        'visualization.png': png,
+        '%03d.png': png,
+        '漢' * 83 + '.png': png,
+    }
+    for length in (180, 181, 200, 212, 230, 240, 255):
+        files[f'{length:03d}'.ljust(length - 4, 'n') + '.png'] = png
     return files
 
 
@@ -188,3 +195,15 @@ def make_odd_files(folder: Path) -> tuple[set[bytes], dict[str, str]]:
         'socket.png': 'is a socket',
     }
     return {os.fsencode(name) for name in (*good, 'link.png', 'hard link.png')}, reasons
+
+
+def save(path: Path, array: np.ndarray | None = None) -> Path:
+    """Writes a picture, by default one of 60 x 90 pixels; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(picture() if array is None else array, {'.jpg': 'JPEG'}.get(path.suffix.lower(), 'PNG')))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """{path: bytes} of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}

@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 
 from mmrepmtl.datasets import MultiTaskCSVDataset, MultiTaskFolderDataset, pictures, readers
 from mmrepmtl.datasets.cityscapes import read_disparity
+from mmrepmtl.datasets.converting import Sample
 from mmrepmtl.datasets.pascal_context import read_coded_normals
 
 KINDS = dict(
@@ -260,6 +262,18 @@ def test_a_small_file_of_gigabytes_is_refused_before_it_is_decoded(tmp_path, mon
         KINDS[kind][0](path)
 
 
+@pytest.mark.parametrize('length', [1 << 20, (1 << 31) - 1, (1 << 32) - 1])
+def test_a_png_whose_chunk_announces_gigabytes_is_refused_before_it_is_decoded(tmp_path, monkeypatch, length):
+    content = bytearray(encode(smooth(), 'PNG'))
+    place = content.index(b'IDAT') - 4
+    content[place : place + 4] = length.to_bytes(4, 'big')
+    path = write(tmp_path / 'a.png', bytes(content))
+    monkeypatch.setattr(pictures.cv2, 'imdecode', lambda *_: pytest.fail('it was decoded'))
+    for reader in (readers.read_picture_image, readers.read_picture_indices):
+        with pytest.raises(ValueError, match='a.png: cannot be read as an image, expected an'):
+            reader(path)
+
+
 def test_the_limit_is_a_setting(tmp_path, monkeypatch):
     path = write(tmp_path / 'a.png', encode(smooth(), 'PNG'))
     with pytest.raises(ValueError, match='60 x 40 pixels, at most 2399 pixels'):
@@ -305,3 +319,13 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
         readers.read_picture_image(str(tmp_path / 'pipe'))
     with pytest.raises(FileNotFoundError):
         readers.read_picture_image(str(tmp_path / 'missing'))
+
+
+def test_the_converter_of_office_copies_no_damaged_image(tmp_path):
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / 'tools/dataset_converters/office.py'))
+    content = encode(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8), 'JPEG')
+    sample = Sample('x', 'amazon/x.jpg', dict(image=tmp_path / 'x.jpg'))
+    for damaged in (content[:2000] + content[2500:], content[:900], b''):
+        assert tool['copy_image'](sample, damaged).startswith('amazon/x.jpg: cannot be read as an image')
+        assert not (tmp_path / 'x.jpg').exists()
+    assert tool['copy_image'](sample, content) is None and (tmp_path / 'x.jpg').read_bytes() == content

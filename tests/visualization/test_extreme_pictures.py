@@ -12,6 +12,7 @@ from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import task_sheet
 from mmrepmtl.visualization.draw import MAX_HEIGHT, panel_size, panel_width, prediction_grid
 from mmrepmtl.visualization.panels import font, shorten
+from mmrepmtl.visualization.sheet import _wrap
 from mmrepmtl.visualization.target_grid import target_grid
 from tests.analysis.test_saliency_maps import SETTINGS, batch, toy
 
@@ -85,3 +86,11 @@ def test_shortened_texts_are_as_long_as_fits(text, width):
     while kept < len(whole) and font(13).getlength(f'{whole[: kept + 1]}…') <= width:
         kept += 1
     assert len(short) - 1 == kept
+
+
+@pytest.mark.parametrize('width', [40, 100, 160, 400])
+def test_the_words_of_a_legend_stay_below_their_panel(width):
+    text = 'white yes, black no, grey probability'
+    lines = _wrap(text, width)
+    assert ' '.join(lines) == text
+    assert all(font(13).getlength(line) <= width or ' ' not in line for line in lines)
