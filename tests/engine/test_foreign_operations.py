@@ -92,7 +92,6 @@ HEADS = dict(
     deform_conv2d=Deformable,
     roi_align=lambda: Regions(torchvision.ops.roi_align),
     roi_pool=lambda: Regions(torchvision.ops.roi_pool),
-    ps_roi_align=lambda: Regions(lambda z, boxes, size: torchvision.ops.roi_align(z, boxes, size)),
 )
 
 
