@@ -140,10 +140,10 @@ def explain_sparse(parameters: Sequence[nn.Parameter], model: nn.Module | None) 
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
-        if 'parse' not in text:
-            raise
         ids = {id(p) for p in parameters if p.grad is not None and p.grad.layout is not torch.strided}
         names = [name for name, p in (model.named_parameters() if model is not None else ()) if id(p) in ids]
+        if 'sparse' not in text.lower() or not (names or 'dense' in text):
+            raise
         if names:
             sentence = (
                 f'the gradients of {names} are sparse (nn.Embedding(sparse=True) or the like), which the optimizer or '
