@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.precision import DTYPES
+from mmrepmtl.methods.regularizer import num_processes
 
 _COMPILED = (
     'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
@@ -139,10 +140,10 @@ def explain_sparse(parameters: Sequence[nn.Parameter], model: nn.Module | None) 
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
-        if 'parse' not in text:
-            raise
         ids = {id(p) for p in parameters if p.grad is not None and p.grad.layout is not torch.strided}
         names = [name for name, p in (model.named_parameters() if model is not None else ()) if id(p) in ids]
+        if 'sparse' not in text.lower() or not (names or 'dense' in text):
+            raise
         if names:
             sentence = (
                 f'the gradients of {names} are sparse (nn.Embedding(sparse=True) or the like), which the optimizer or '
@@ -169,6 +170,20 @@ def only_wrapper_on(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _IN_FORWARD.discard(model)
+
+
+def check_has_graph(loss: Tensor) -> bool:
+    """Whether there is anything to learn from in a batch; without a label and a graph there is not.
+
+    Raises:
+        ValueError: If there is not and other processes may have a backward, which would wait for this one's.
+    """
+    if not loss.requires_grad and num_processes() > 1:
+        raise ValueError(
+            'MultiTaskOptimWrapper: no loss on this rank has a gradient, so that the other ranks would wait for it; '
+            'return zeros that are connected to the graph (pred.sum() * 0) for tasks without a label'
+        )
+    return loss.requires_grad
 
 
 def check_names(regularizers) -> None:

@@ -15,6 +15,7 @@ from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import (
     check_elsewhere,
     check_fired,
+    check_has_graph,
     check_methods,
     check_names,
     check_own_samples,
@@ -304,7 +305,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         last, factor = self.should_sync(), self.scale_loss(1.0)
         if self._aggregation is None:
             self._trainable()
-            (loss * self.precision.scale).backward(**kwargs)
+            if check_has_graph(loss):
+                (loss * self.precision.scale).backward(**kwargs)
             keep_layouts(self._model_parameters)
             self._graph = step.objectives if last else []
             return

@@ -175,9 +175,9 @@ def test_losses_that_the_log_or_the_step_cannot_take():
 
     model = make_model(cls=Zero)
     with pytest.raises(ValueError, match="loss of task 'b' is 0 in iteration 0; loss_transform='log' needs positive"):
-        run(model, wrap(model, loss_transform='log'), [make_batch()])
+        run(model, wrap(model, loss_transform='log', zero_loss='error'), [make_batch()])
     with pytest.raises(ValueError, match="'b'"):
-        run(model, wrap(model, regularizers=[REP]), [make_batch()])
+        run(model, wrap(model, regularizers=[REP], zero_loss='error'), [make_batch()])
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,7 @@ def test_losses_that_the_log_or_the_step_cannot_take():
         (dict(extra_losses='ignore'), "extra_losses must be 'error' or 'add', got 'ignore'"),
         (dict(loss_transform='sqrt'), "loss_transform must be None or 'log', got 'sqrt'"),
         (dict(tasks='a'), "got the string 'a'"),
+        (dict(zero_loss='skip'), "zero_loss must be 'unlabelled' or 'error', got 'skip'"),
         (dict(aggregator=dict(type='PCGrad', level='head')), "level must be one of .* got 'head'"),
     ],
 )

@@ -273,7 +273,23 @@ def test_two_micro_batches_leave_the_state_of_one_batch(name):
     assert same(whole.state_dict(), halves.state_dict(), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize('name', OWN)
+def test_uncertainty_weighting_takes_any_losses():
+    weighting = build('UncertaintyWeighting')
+    losses = torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64)
+    assert weighting(losses).item() == pytest.approx(-0.5)
+    assert weights(weighting, losses)[1].tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_an_error_names_the_task_where_the_names_are_known():
+    weighting = build('GLS')
+    weighting.task_names = ['semseg', 'depth']
+    with pytest.raises(ValueError, match="GLS: the loss of task 'depth' is -1; this method needs positive losses: use"):
+        weighting(torch.tensor([1.0, -1.0]))
+    with pytest.raises(ValueError, match="task 'semseg' is 0; this method needs positive losses: a task without a la"):
+        weighting(torch.tensor([0.0, 1.0]))
+
+
+@pytest.mark.parametrize('name', [name for name in OWN if name != 'UncertaintyWeighting'])
 def test_losses_that_are_not_positive_are_refused_with_the_methods_name(name):
     weighting = build(name)
     for bad in (0.0, -1.5):

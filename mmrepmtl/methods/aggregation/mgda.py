@@ -50,7 +50,7 @@ class MGDA(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), at least 0 and of sum 1."""
         if self.normalization in ('loss', 'loss+'):
-            why = f'normalization={self.normalization!r} divides by the losses and needs'
+            why = f'normalization={self.normalization!r} divides by the losses, which must be positive; it needs'
             check_positive(self, losses_T, present_tasks(gramian_TT), why)
         return on_present_tasks(self._solve, gramian_TT, losses_T)
 
