@@ -1,5 +1,7 @@
 """What must hold of a model before a multi-task method can act on it; each failure is one clear error."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,6 +83,31 @@ def check_fired(capture: SharedCapture, model: nn.Module, saw_losses: bool) -> N
         raise RuntimeError(
             f"MultiTaskOptimWrapper: the hook on {type(model).__name__} did not see forward(mode='loss'); run the "
             'model through train_step of mmengine'
+        )
+
+
+def check_reached(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Raises RuntimeError if a parameter got no gradient on this rank that DistributedDataParallel waits for.
+
+    The other ranks then wait in their backward for good. torch says so in this rank's next forward pass, which it need
+    not reach: it may wait for the others before.
+    """
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+        return
+    if all(p.grad is not None or not p.requires_grad for p in parameters):
+        return
+    left_out = getattr(model, 'parameters_to_ignore', ())
+    missing = [
+        name
+        for name, p in model.module.named_parameters()
+        if p.requires_grad and p.grad is None and name not in left_out
+    ]
+    if missing:
+        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
+        raise RuntimeError(
+            f'MultiTaskOptimWrapper: {", ".join(missing[:5])}{more} got no gradient on this rank, which the other '
+            'ranks wait for; set find_unused_parameters=True in the config, or let every loss depend on its parameters '
+            'in every batch (0 * prediction.sum() where there is no label)'
         )
 
 

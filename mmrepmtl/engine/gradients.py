@@ -17,7 +17,7 @@ from mmrepmtl.engine.nonfinite import NonFinite, all_finite
 from mmrepmtl.engine.rows import GradientRows, accumulate, apart, average_gradients, flatten
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator, gramian
 from mmrepmtl.methods.aggregation.state import magnitudes
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 
 def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tensor]:

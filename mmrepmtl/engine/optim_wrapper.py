@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from mmrepmtl.engine.checks import (
     check_methods,
     check_names,
     check_own_samples,
+    check_reached,
     check_settings,
     find_shared,
     unwrap,
@@ -37,9 +37,9 @@ from mmrepmtl.engine.state import (
     method_state,
     without_learned,
 )
-from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
+from mmrepmtl.engine.task_losses import TaskLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
-from mmrepmtl.methods.regularizer import Regularizer, num_processes
+from mmrepmtl.methods.regularizer import Regularizer
 from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
 
@@ -144,7 +144,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             add_learned_group(self, learned, weighting_lr)
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
-        self._group = None
+        self._group, self._losses = None, None
         self._own_calls: list[str] = []
         self._pending: Step | None = None
         self._graph: list[Tensor] = []
@@ -174,9 +174,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
             )
         self._setup_methods(prefixes)
         self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
-        if num_processes() > 1 and self._group is None:
-            # A group of its own: DDP's collectives during backward can never be mixed up with ours.
-            self._group = dist.new_group()
+        self._losses = self._losses or agreed_losses()
+        self._group = self._losses.group
         for regularizer in self.regularizers:
             regularizer.process_group = self._group
         if self.aggregator is not None:
@@ -230,7 +229,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         capture.check_unmodified()
         device = capture.views[0].device.type
         with torch.autocast(device, enabled=False):
-            losses = collect(outputs, self._prefixes, self.extra_losses, self._group)
+            losses = collect(outputs, self._prefixes, self.extra_losses, self._losses, capture.facts(self.aggregator))
             step = Step(capture.views, losses, [], sum(losses.losses.values()), None)
             log = losses.log
             if self._policy.found is None:  # else this window makes no step, and no method is to count it
@@ -291,6 +290,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         last, factor = self.should_sync(), self.scale_loss(1.0)
         if self._aggregation is None:
             (loss * self.precision.scale).backward(**kwargs)
+            check_reached(self._prepared, self._model_parameters)
             self._graph = step.objectives if last else []
             return
         trainable = [p for p in self._model_parameters if p.requires_grad]
@@ -337,8 +337,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if self._second_look is not None:
             with self.precision.autocast(self._model_parameters[0].device.type):
                 self._second_look.show(
-                    self.weighting,
-                    lambda outputs: collect(outputs, self._prefixes, self.extra_losses, self._group),
+                    self.weighting, lambda outputs: collect(outputs, self._prefixes, self.extra_losses, self._losses)
                 )
 
     def _check_gradients(self) -> None:
