@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
@@ -55,6 +55,7 @@ def evaluate(
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
     runner = Runner.from_cfg(cfg)
+    watch_ranks(cfg)
     register_run_hooks(runner)
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)

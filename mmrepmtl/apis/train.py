@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.engine.checkpoint import load_checkpoint
@@ -34,6 +34,7 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         # mmengine would fall back to unpickling whatever the file holds.
         load_checkpoint(start)
     runner = Runner.from_cfg(cfg)
+    watch_ranks(cfg)
     register_run_hooks(runner)
     runner.train()
     return metrics_of(runner)
