@@ -261,7 +261,10 @@ def _tell_launcher(text: str) -> None:
         return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(RuntimeError(text))
+    try:
+        raise TimeoutError(text)
+    except TimeoutError as error:  # raised, so that its traceback is written too
+        get_error_handler().record_exception(error)
 
 
 _watch: RankWatch | None = None
