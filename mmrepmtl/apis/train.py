@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
@@ -37,6 +37,7 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
     watch_ranks(cfg)
     register_run_hooks(runner)
     runner.train()
+    barrier()  # the first rank writes the files that all of them may read next
     return metrics_of(runner)
 
 
