@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.config import Config
 
 from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
 from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
+from mmrepmtl.engine.rank_watch import start_watch, stop_watch
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 
@@ -243,9 +245,38 @@ def check_comparable(cfg: Config, results: Mapping[str, Mapping[str, Any]]) -> N
                 )
 
 
+#: How long a rank may wait for the others where ``env_cfg.dist_cfg.timeout`` says nothing (s).
+RANK_TIMEOUT = 600.0
+#: So much longer do gloo's own collectives wait: the watch of the ranks then speaks first, and names the missing one.
+_AFTER_WATCH = 30.0
+
+
+def rank_timeout(cfg: Config) -> float:
+    """How long a rank may wait for the others, in seconds: ``env_cfg.dist_cfg.timeout``.
+
+    Raises:
+        ValueError: If it is no number above 0.
+    """
+    value = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout')
+    if value is None:
+        return RANK_TIMEOUT
+    # Beyond a hundred years the clocks of the backends overflow.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3.2e9:
+        raise ValueError(f'env_cfg.dist_cfg.timeout must be a number of seconds above 0, got {value!r}')
+    return float(value)
+
+
 def prepare_launch(cfg: Config) -> None:
-    """Makes mmengine's distributed start work on a machine without an accelerator (gloo, no device ids)."""
-    if cfg.launcher == 'none' or torch.cuda.is_available():
+    """Prepares a distributed start: the bound of waiting, and gloo without device ids where there is no accelerator.
+
+    Raises:
+        ValueError: If ``env_cfg.dist_cfg.timeout`` is no number above 0, or the launcher cannot be used.
+    """
+    timeout = rank_timeout(cfg)
+    if cfg.launcher == 'none':
+        return
+    if torch.cuda.is_available():  # mmengine starts the group; watch_ranks the watch, once there is one
+        cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': timeout})
         return
     if not dist.is_initialized():
         if cfg.launcher != 'pytorch':
@@ -259,7 +290,8 @@ def prepare_launch(cfg: Config) -> None:
                 f'--launcher pytorch: the environment lacks {", ".join(missing)}; start through '
                 'tools/dist_train.sh CONFIG PROCESSES, or torchrun'
             )
-        dist.init_process_group('gloo')
+        dist.init_process_group('gloo', timeout=timedelta(seconds=timeout + _AFTER_WATCH))
+    start_watch(timeout)
     wrapper = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
@@ -270,12 +302,19 @@ def prepare_launch(cfg: Config) -> None:
     cfg.model_wrapper_cfg.device_ids = None
 
 
+def watch_ranks(cfg: Config) -> None:
+    """Starts the watch of the ranks, where the process group exists and none is at work."""
+    # NCCL ends a process at the very bound, without a name; the watch speaks a little before.
+    start_watch(rank_timeout(cfg) * (0.95 if torch.cuda.is_available() else 1))
+
+
 def finish_launch() -> None:
     """Ends the process group of a distributed run, as the last thing that every rank does.
 
     Left to the interpreter's exit, gloo's threads may outlive what they use: the process then aborts after all is done,
     and the launcher reports a failed run.
     """
+    stop_watch()
     if dist.is_available() and dist.is_initialized():
         # What is left of a Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
         gc.collect()

@@ -11,7 +11,8 @@ from mmengine.dist import is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
+from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import check_split, dataset_of, listed_metrics, metrics_of_split
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
@@ -74,6 +75,8 @@ def evaluate(
         for folder in filter(None, (cfg.work_dir, show_dir)):
             check_writable(folder)
     runner = Runner.from_cfg(_without_incomplete_parts(cfg))
+    watch_ranks(cfg)
+    register_run_hooks(runner)
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
+from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
+from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
@@ -38,7 +39,10 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         # mmengine would fall back to unpickling whatever the file holds.
         load_checkpoint(start)
     runner = Runner.from_cfg(cfg)
+    watch_ranks(cfg)
+    register_run_hooks(runner)
     runner.train()
+    barrier()  # the first rank writes the files that all of them may read next
     return metrics_of(runner)
 
 

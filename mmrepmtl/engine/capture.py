@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmrepmtl.methods.aggregation import GramianAggregator
+
 
 class SharedCapture:
     """Forward hook of the shared module: remembers its output and hands *identity views* of it to the heads.
@@ -109,6 +111,16 @@ class SharedCapture:
         if isinstance(output, Tensor) or isinstance(output, Mapping) and set(output) == set(tasks):
             return output
         return self.views
+
+    def facts(self, aggregator) -> dict[str, str]:
+        """What of Z has to be equal on all ranks, where collectives run over it: {description: value}.
+
+        Samples and sizes may differ, unless ``aggregator`` sums the gradients at Z themselves over ranks.
+        """
+        whole = aggregator is not None and aggregator.level == 'representation'
+        whole = whole and not isinstance(aggregator, GramianAggregator)
+        shapes = [tuple(view.shape[1:]) if whole else f'{view.dim()} dimensions' for view in self.views]
+        return {'Z': ', '.join(f'{shape} {view.dtype}' for shape, view in zip(shapes, self.views, strict=True))}
 
     def check_unmodified(self) -> None:
         """Raises RuntimeError if a head has written into Z, whose gradient would then be that of something else."""

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.precision import DTYPES
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 _COMPILED = (
     'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
@@ -184,6 +184,31 @@ def check_has_graph(loss: Tensor) -> bool:
             'return zeros that are connected to the graph (pred.sum() * 0) for tasks without a label'
         )
     return loss.requires_grad
+
+
+def check_reached(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Raises RuntimeError if a parameter got no gradient on this rank that DistributedDataParallel waits for.
+
+    The other ranks then wait in their backward for good. torch says so in this rank's next forward pass, which it need
+    not reach: it may wait for the others before.
+    """
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+        return
+    if all(p.grad is not None or not p.requires_grad for p in parameters):
+        return
+    left_out = getattr(model, 'parameters_to_ignore', ())
+    missing = [
+        name
+        for name, p in model.module.named_parameters()
+        if p.requires_grad and p.grad is None and name not in left_out
+    ]
+    if missing:
+        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
+        raise RuntimeError(
+            f'MultiTaskOptimWrapper: {", ".join(missing[:5])}{more} got no gradient on this rank, which the other '
+            'ranks wait for; set find_unused_parameters=True in the config, or let every loss depend on its parameters '
+            'in every batch (0 * prediction.sum() where there is no label)'
+        )
 
 
 def check_names(regularizers) -> None:

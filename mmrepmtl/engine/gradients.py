@@ -27,7 +27,7 @@ from mmrepmtl.engine.rows import (
 )
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator, gramian
 from mmrepmtl.methods.aggregation.state import magnitudes
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 
 @dataclass

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmrepmtl.engine.nonfinite import NonFinite, check_finite
 from mmrepmtl.engine.task_losses import TaskLosses, check_connected
-from mmrepmtl.methods.regularizer import Regularizer, num_processes
+from mmrepmtl.methods.collectives import num_processes
+from mmrepmtl.methods.regularizer import Regularizer
 from mmrepmtl.methods.weighting import Weighting
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from mmrepmtl.engine.checks import (
     check_methods,
     check_names,
     check_own_samples,
+    check_reached,
     check_settings,
     explain_sparse,
     find_shared,
@@ -43,9 +43,9 @@ from mmrepmtl.engine.state import (
     method_state,
     without_learned,
 )
-from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, collect, resolve_prefixes
+from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
-from mmrepmtl.methods.regularizer import Regularizer, num_processes
+from mmrepmtl.methods.regularizer import Regularizer
 from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
 
@@ -158,7 +158,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             add_learned_group(self._learning_wrapper(), learned, weighting_lr)
         self._prefixes: dict[str, str] | None = None
         self._prepared: nn.Module | None = None
-        self.process_group = None
+        self.process_group, self._losses = None, None
         self._elsewhere, self._alone = {}, False
         self._own_calls, self._graph = [], []
         self._pending: Step | None = None
@@ -195,9 +195,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._setup_methods(prefixes)
         self._elsewhere = parameters_elsewhere(inner, self._model_parameters)
         self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
-        if num_processes() > 1 and self.process_group is None:
-            # A group of its own: DDP's collectives during backward can never be mixed up with ours.
-            self.process_group = dist.new_group()
+        self._losses = self._losses or agreed_losses()
+        self.process_group = self._losses.group
         for regularizer in self.regularizers:
             regularizer.process_group = self.process_group
         if self.aggregator is not None:
@@ -262,7 +261,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         capture.check_unmodified()
         device = capture.views[0].device.type
         with torch.autocast(device, enabled=False):
-            losses = self._collect(outputs)
+            losses = self._collect(outputs, capture.facts(self.aggregator))
             step = Step(capture.views, losses, [], sum(losses.losses.values()), None)
             log = losses.log
             if self._policy.found is None:  # else this window makes no step, and no method is to count it
@@ -276,8 +275,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self._pending = step
         return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
 
-    def _collect(self, outputs: Mapping) -> TaskLosses:
-        losses = collect(outputs, self._prefixes, self.extra_losses, self.process_group)
+    def _collect(self, outputs: Mapping, facts: Mapping | None = None) -> TaskLosses:
+        losses = collect(outputs, self._prefixes, self.extra_losses, self._losses, facts)
         self._zeros.leave_out(losses, self._inner_count)
         return losses
 
@@ -307,6 +306,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self._trainable()
             if check_has_graph(loss):
                 (loss * self.precision.scale).backward(**kwargs)
+                check_reached(self._prepared, self._model_parameters)
             keep_layouts(self._model_parameters)
             self._graph = step.objectives if last else []
             return

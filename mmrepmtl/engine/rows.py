@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 #: Elements that are reduced over ranks at once: few beside an encoder's gradients, which are not copied as a whole.
 BUCKET = 2**22

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 from torch import nn
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import AGGREGATORS, REGULARIZERS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 

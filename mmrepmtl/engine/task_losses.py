@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes, own_group
+from mmrepmtl.utils.agreement import NamedSum
 
 
 @dataclass
@@ -82,19 +82,30 @@ def _mean(name: str, value) -> Tensor:
     )
 
 
-def collect(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, group) -> TaskLosses:
-    """Groups the entries of a loss dict by task and reduces their values over ranks in one collective.
+def agreed_losses() -> NamedSum:
+    """What :func:`collect` reduces by, for one model: it remembers which losses the ranks agreed on.
 
-    Args:
-        outputs: What the model's ``forward(mode='loss')`` returned. An entry ``PREFIXlabelled`` (0 or 1, already the
-            same on all ranks) says whether the task has a label in the global batch.
-        prefixes: {task: prefix of its loss keys}; the longest prefix claims a key.
-        extra_losses: ``'error'`` or ``'add'``: what to do with loss keys that no task claims.
-        group: Process group of the reduction.
-
-    Raises:
-        ValueError: If a prefix matches no loss, or keys are unclaimed and ``extra_losses`` is ``'error'``.
+    All ranks have to call this together. The group is a new one: collectives of DistributedDataParallel during the
+    backward can never be mixed up with ours.
     """
+    advice = (
+        'Every rank has to return the same losses in each iteration; where it has no label, a zero that is connected '
+        'to the graph, such as 0 * prediction.sum(), and PREFIXlabelled=0'
+    )
+    return NamedSum('MultiTaskOptimWrapper', 'losses', advice, own_group())
+
+
+@dataclass
+class _Claimed:
+    """The entries of a loss dict: {task: {key: scalar}}, {task: flag}, and what no task claims."""
+
+    terms: dict[str, dict[str, Tensor]]
+    flags: dict[str, Tensor]
+    extra: dict[str, Tensor]
+    passed: dict
+
+
+def _claim(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str) -> _Claimed:
     claimed: dict[str, dict[str, Tensor]] = {task: {} for task in prefixes}
     flags, extra, passed = {}, {}, {}
     for key, value in outputs.items():
@@ -119,20 +130,46 @@ def collect(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, gr
             f'MultiTaskOptimWrapper: no task claims the losses {sorted(extra)}; give them to a task through '
             f"`tasks` (now {dict(prefixes)}), or set extra_losses='add' to add them unweighted"
         )
+    return _Claimed(claimed, flags, extra, passed)
 
+
+def collect(
+    outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, agreed: NamedSum, facts: Mapping | None = None
+) -> TaskLosses:
+    """Groups the entries of a loss dict by task and reduces their values over ranks in one collective.
+
+    Args:
+        outputs: What the model's ``forward(mode='loss')`` returned. An entry ``PREFIXlabelled`` (0 or 1) says whether
+            the task has a label; it has one in the global batch if any rank says so.
+        prefixes: {task: prefix of its loss keys}; the longest prefix claims a key.
+        extra_losses: ``'error'`` or ``'add'``: what to do with loss keys that no task claims.
+        agreed: As :func:`agreed_losses` makes it.
+        facts: {description: value} of what else has to be equal on all ranks; None: as in the call before.
+
+    Raises:
+        ValueError: If a prefix matches no loss, or keys are unclaimed and ``extra_losses`` is ``'error'``; on all ranks
+            if it is so on one. If the ranks return different losses: on all, naming them.
+    """
+    agreed.facts = agreed.facts if facts is None else dict(facts)
+    try:
+        found = _claim(outputs, prefixes, extra_losses)
+    except ValueError as error:
+        agreed({}, error)  # raises it on all ranks
+        raise
+    claimed, flags, extra = found.terms, found.flags, found.extra
     terms = {key: value for task_terms in claimed.values() for key, value in task_terms.items()} | extra
     dtype = torch.promote_types(torch.float32, torch.stack([v.detach() for v in terms.values()]).dtype)
     local = {key: value.to(dtype) for key, value in terms.items()}
-    values = torch.stack([value.detach() for value in local.values()])
-    if num_processes() > 1:
-        dist.all_reduce(values, group=group)
-        values /= num_processes()
-    merged = {key: value + (total - value.detach()) for (key, value), total in zip(local.items(), values, strict=True)}
+    like = next(iter(local.values())).detach()
+    # Names that no loss has, since none of them contains 'loss'.
+    marks = {f'{task} labelled': (torch.as_tensor(flag) != 0).to(like) for task, flag in flags.items()}
+    sums = agreed(local | marks)
+    merged = {key: value + (sums[key] / num_processes() - value.detach()) for key, value in local.items()}
 
     losses = {task: sum(merged[key] for key in claimed[task]) for task in prefixes}
     losses_T = torch.stack([loss.detach() for loss in losses.values()])
-    labelled_T = torch.tensor([bool(flags.get(task, True)) for task in prefixes], device=losses_T.device)
-    log = dict(passed)
+    labelled_T = torch.stack([sums.get(f'{task} labelled', like.new_ones(())) > 0 for task in prefixes])
+    log = dict(found.passed)
     for task, loss in zip(prefixes, losses_T, strict=True):
         log[f'raw/{task}'] = loss
     several = [key for task in prefixes for key in claimed[task] if len(claimed[task]) > 1]

@@ -1,11 +1,37 @@
 """What the regularisers need of torch.distributed and of exact float32 products. No collective runs in a backward."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def num_processes() -> int:
+    """World size, 1 outside torch.distributed."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
+
+
+def own_group() -> Any:
+    """A new group of all processes with the default group's timeout; None where there is one process.
+
+    All processes have to call it together. torch gives a new group its own default of half an hour instead.
+    """
+    if num_processes() == 1:
+        return None
+    return torch.distributed.new_group(timeout=_timeout(torch.distributed.group.WORLD))
+
+
+def _timeout(group: Any) -> timedelta | None:
+    """The bound of a group's collectives; None if this version of torch does not tell."""
+    device = torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
+    try:
+        return group._get_backend(device).options._timeout
+    except (AttributeError, RuntimeError):  # another version of torch, or a group of another kind of device
+        return None
 
 
 class Ranks:
@@ -31,14 +57,29 @@ class Ranks:
             torch.distributed.all_reduce(total, group=self.group)
         return total
 
-    def sum_and_sizes(self, values_K: Tensor, size: int) -> tuple[Tensor, list[int]]:
-        """:meth:`sum` of ``values_K`` and the ``size`` of every rank, in one collective."""
+    def sum_and_sizes(self, values_K: Tensor, size: int, same: Mapping[str, int] | None = None
+                      ) -> tuple[Tensor, list[int]]:
+        """:meth:`sum` of ``values_K`` and the ``size`` of every rank, in one collective.
+
+        Args:
+            values_K: (K,), the same K on each rank.
+            size: Number of rows of this rank.
+            same: {description: number} that have to be equal on all ranks, the same descriptions on each.
+
+        Raises:
+            ValueError: On all ranks, if a number in ``same`` differs.
+        """
         if self.size == 1:
             return values_K.detach(), [size]
-        sizes_R = values_K.new_zeros(self.size)
-        sizes_R[self.rank] = size
-        total = self.sum(torch.cat([values_K.detach(), sizes_R]))
-        return total[:-self.size], [round(number) for number in total[-self.size:].tolist()]
+        numbers = [size, *(same or {}).values()]
+        table_RN = values_K.new_zeros(self.size, len(numbers))
+        table_RN[self.rank] = table_RN.new_tensor(numbers)
+        total = self.sum(torch.cat([values_K.detach(), table_RN.flatten()]))
+        sizes, *columns = total[len(values_K):].view(self.size, -1).T.round().long().tolist()
+        for description, column in zip(same or {}, columns, strict=True):
+            if len(set(column)) > 1:
+                raise ValueError(f'{description} must be the same on all ranks, got {column} (by rank)')
+        return total[:len(values_K)], sizes
 
     def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """Concatenates the rows of all ranks in rank order, detached.

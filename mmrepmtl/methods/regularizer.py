@@ -1,7 +1,8 @@
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+
+from mmrepmtl.methods.collectives import num_processes as num_processes  # found here too
 
 
 class Regularizer(nn.Module):
@@ -45,9 +46,3 @@ class Regularizer(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """Name -> value of the last call."""
         return {}
-
-
-def num_processes() -> int:
-    """World size, 1 outside torch.distributed."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1

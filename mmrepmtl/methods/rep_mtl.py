@@ -198,7 +198,13 @@ class RepMTL(Regularizer):
             length = min(len(range(*self.slices[task].indices(len(sources[task][0])))) for task in losses)
         values_T = torch.stack([loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
                                 for loss in losses.values()])
-        total_T, sizes = ranks.sum_and_sizes(values_T, length)
+        shapes = [level.shape for level in next(iter(sources.values()))]
+        channels = [shape[1] if self.layout == 'NCHW' else shape[-1] for shape in shapes]
+        # Of the channels one number, so that ranks with different numbers of levels reduce the same shape.
+        same = {'RepMTL: the number of levels of Z': len(channels),
+                'RepMTL: the sum of (number of the level, from 1) times channels of Z':
+                    sum((i + 1) * c for i, c in enumerate(channels))}
+        total_T, sizes = ranks.sum_and_sizes(values_T, length, same)
         self._warn_few(length, sum(sizes))
         if self.saliency_transform is None:
             return dict.fromkeys(losses, 1.0), sizes

@@ -7,8 +7,10 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import MODELS
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.agreement import NamedSum
 
 from .necks.build import build_neck, check_layout
 
@@ -81,6 +83,8 @@ class MultiTaskModel(BaseModel):
         check_layout(self.encoder, self.neck, self.heads)
         self.encoder_forward = encoder_forward
         self.task_slices: dict[str, slice] | None = None
+        self._counts = NamedSum('MultiTaskModel', 'loss terms', 'A head has to return the same terms for every batch; '
+                                'one without a label has the count 0')
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -170,10 +174,14 @@ class MultiTaskModel(BaseModel):
         else:
             rows = self._rows_of_tasks(data_samples)
             outputs = self.own_outputs(inputs, rows)
-        terms = {(task, term): value
-                 for task, head in self.heads.items()
-                 for term, value in head.loss_terms(outputs[task], [data_samples[row] for row in rows[task]]).items()}
-        counts, world_size = _sum_over_ranks([count for _, count in terms.values()])
+        try:
+            terms = self._loss_terms(outputs, data_samples, rows)
+        except ValueError as error:
+            self._counts({}, error)  # raises it on all ranks
+            raise
+        local = {f'{task}.{term}': count.detach().double() for (task, term), (_, count) in terms.items()}
+        total, world_size = self._counts(local), num_processes()
+        counts = torch.stack([total[name] for name in local])
         # Not numerator / max(count, tiny): 1 / tiny overflows, and 0 times infinity is NaN.
         scales = torch.where(counts > 0, world_size / counts, 0)
         losses: dict[str, Tensor] = {}
@@ -183,6 +191,11 @@ class MultiTaskModel(BaseModel):
             losses[f'{task}.loss_{term}'] = self.heads[task].loss_weight * numerator * scale.to(numerator.dtype)
             labelled[task] = torch.maximum(labelled[task], (count > 0).float())
         return losses | {f'{task}.labelled': flag for task, flag in labelled.items()}
+
+    def _loss_terms(self, outputs, data_samples, rows) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+        return {(task, term): value
+                for task, head in self.heads.items()
+                for term, value in head.loss_terms(outputs[task], [data_samples[row] for row in rows[task]]).items()}
 
     def _rows_of_tasks(self, data_samples: Sequence[MultiTaskDataSample]) -> dict[str, list[int]]:
         rows = {task: [row for row, labelled in enumerate(head.labelled(data_samples)) if labelled]
@@ -263,12 +276,3 @@ def _channels(module: nn.Module) -> list[int]:
         raise ValueError(f'MultiTaskModel: {type(module).__name__} has no attribute `channels`, the list of the '
                          'channels of its outputs, which decoders are built for')
     return list(channels)
-
-
-def _sum_over_ranks(counts: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """Adds up scalar counts over the ranks in one collective; returns the sums (n,) float64 and the world size."""
-    total = torch.stack([count.detach().double() for count in counts])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-        return total, torch.distributed.get_world_size()
-    return total, 1

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 from mmrepmtl.engine.report import describe
 from mmrepmtl.evaluation import save_results
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
 
 NO_SELECTION = 'last checkpoint, no selection'

@@ -7,7 +7,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 
 from mmrepmtl.engine.random_state import random_state, set_random_state
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
 
 
