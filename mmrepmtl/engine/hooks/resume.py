@@ -10,6 +10,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import EpochBasedTrainLoop
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop
 from mmrepmtl.engine.random_state import random_state, set_random_state
@@ -40,6 +42,12 @@ def _compare_schedules(runner, checkpoint: dict) -> None:
 def _plain_buffer(buffer: HistoryBuffer) -> dict:
     log, count = buffer.data
     return dict(log=torch.as_tensor(log.astype(float)), count=torch.as_tensor(count), max_length=buffer.max_length)
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """BatchNorm's buffers, which each rank has of its own samples; the checkpoint has those of the first."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    return {f'{name}.{key}': buffer for name, layer in layers for key, buffer in layer.named_buffers()}
 
 
 @HOOKS.register_module()
@@ -110,6 +118,9 @@ class ResumeHook(Hook):
         self._find_place(runner)
         if self._restore is not None:
             load_window_state(runner.optim_wrapper, self._restore.get('window', {}))
+            for name, value in _statistics(runner.model).items():
+                if name in self._restore.get('statistics', {}):
+                    value.copy_(self._restore['statistics'][name])
         self.restore_random_states(runner)
         if not isinstance(runner.train_loop, ExactEpochLoop | ExactIterLoop):
             self._restore = None
@@ -145,13 +156,14 @@ class ResumeHook(Hook):
         if num_processes() == 1:
             return
         mine = self._state_now(runner)
+        mine['statistics'] = {name: value.cpu() for name, value in _statistics(runner.model).items()}
         self._states, self._gathered_at = [None] * num_processes(), iterations
         dist.all_gather_object(self._states, mine)
 
     def _state_now(self, runner) -> dict:
         state = self._before_val or random_state()
         window = window_state(runner.optim_wrapper)
-        return state | dict(window=window) if window else state
+        return state | dict(window=window) if window else dict(state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds the place in the epoch and the states; writes the log buffers as tensors."""
