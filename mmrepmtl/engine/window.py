@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmrepmtl.engine.checks import unwrap
 from mmrepmtl.engine.nonfinite import NonFinite
+from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 
 
 def window_state(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, dict]:
@@ -45,7 +46,8 @@ def is_open(wrapper: OptimWrapper) -> bool:
 
 
 def _members(wrapper: OptimWrapper | OptimWrapperDict) -> list[tuple[str, OptimWrapper]]:
-    return list(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else [('', wrapper)]
+    apart = isinstance(wrapper, OptimWrapperDict) and not isinstance(wrapper, MultiTaskOptimWrapper)
+    return list(wrapper.items()) if apart else [('', wrapper)]
 
 
 def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:

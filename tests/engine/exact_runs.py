@@ -153,10 +153,9 @@ def run(config: dict, stop: StopHook | None = None, distract: bool = True) -> Ru
         runner.train()
     except Stop:
         pass
-    if hasattr(runner.train_loop, 'dataloader_iterator'):
-        runner.train_loop.dataloader_iterator = None
-    runner.train_loop.dataloader._iterator = None
-    gc.collect()  # ends the workers now, and not when another run's have inherited what they hold
+    if runner.train_dataloader.num_workers:  # end them now, and not when another run's have inherited what they hold
+        runner.train_loop.dataloader_iterator = runner.train_dataloader._iterator = None
+        gc.collect()
     return runner
 
 
