@@ -59,6 +59,8 @@ def _state(wrapper: OptimWrapper) -> dict:
     index = {id(p): i for i, p in enumerate(_parameters(wrapper))}
     # The order of the columns is that of first use, which a resumed run may see in another order.
     state: dict[str, Any] = dict(columns=[index[id(p)] for p in rows.parameters]) if rows and rows.parameters else {}
+    if getattr(wrapper, '_aggregation', None) is not None and wrapper._aggregation.weights_T is not None:
+        state['weights_T'] = wrapper._aggregation.weights_T.cpu()  # the log shows them until the next step
     if not is_open(wrapper):
         return state
     state['grads'] = [None if p.grad is None else p.grad.detach().cpu() for p in _parameters(wrapper)]
@@ -91,6 +93,8 @@ def _load(wrapper: OptimWrapper, state: Mapping[str, Any]) -> None:
     parameters, rows = _parameters(wrapper), _rows(wrapper)
     if 'columns' in state and rows is not None and not rows.parameters:
         _load_columns(wrapper, rows, [parameters[i] for i in state['columns']])
+    if 'weights_T' in state and getattr(wrapper, '_aggregation', None) is not None:
+        wrapper._aggregation.weights_T = state['weights_T'].to(parameters[0].device)
     if 'grads' not in state:
         return
     if not is_open(wrapper):
