@@ -1,4 +1,4 @@
-"""A training loader whose batches are functions of the seed and of the position in the run, so that a run goes on anywhere."""
+"""A training loader whose batches depend on the seed and the position in the run alone: a run goes on anywhere."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -121,7 +121,7 @@ class PositionedSampler(Sampler):
 def positioned_loader(loader: DataLoader, seed: int) -> DataLoader:
     """The same loader with a :class:`PositionedSampler` and a generator of its own.
 
-    torch draws the seed of the workers from the global generator whenever a loader is iterated over: a resumed run would
+    torch draws the seed of the workers from the global generator whenever a loader is iterated over. A resumed run would
     draw it at another time than an uninterrupted one.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training loops that go on exactly where a checkpoint was saved: between two epochs, inside one, or in a validation."""
+"""Training loops that go on where a checkpoint was saved: between two epochs, inside one, or before a validation."""
 
 import logging
 from collections.abc import Iterator
@@ -119,7 +119,7 @@ class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
 
 
 class ExactIterLoop(_ExactLoop, IterBasedTrainLoop):
-    """``IterBasedTrainLoop`` that finds its place in the data at once, and finishes a validation that was interrupted."""
+    """``IterBasedTrainLoop`` that finds its place in the data, and finishes a validation that was interrupted."""
 
     def __init__(self, loop: IterBasedTrainLoop) -> None:
         super().__init__(loop)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, METRICS, MODELS
-from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -100,9 +100,7 @@ def toy_config(work_dir, loop: str = 'epoch', workers: int = 0, persistent: bool
         val_dataloader=val,
         val_cfg=dict(),
         val_evaluator=[dict(type='MeanLoss')],
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1), logger=None, timer=None
-        ),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1), logger=None, timer=None),
         custom_hooks=[dict(type='ResumeHook'), dict(type='MetricsFileHook')],
         randomness=dict(seed=3),
         log_level='ERROR',
@@ -169,9 +167,7 @@ def differences(path: Path, other: Path) -> list[str]:
         meta = checkpoint.pop('meta')
         checkpoint['meta'] = {key: meta[key] for key in ('epoch', 'iter', 'seed')}
         hub = checkpoint.pop('message_hub')
-        checkpoint['scalars'] = {
-            key: value for key, value in hub['log_scalars'].items() if 'time' not in key
-        }
+        checkpoint['scalars'] = {key: value for key, value in hub['log_scalars'].items() if 'time' not in key}
     return list(_differences('', one, two))
 
 

@@ -28,9 +28,7 @@ def aggregator(name, **settings):
     return dict(optim_wrapper=dict(aggregator=dict(type=name, **settings)))
 
 
-REP_MTL = dict(
-    optim_wrapper=dict(loss_transform='log', regularizers=[dict(type='RepMTL', warmup_iters=3, interval=2)])
-)
+REP_MTL = dict(optim_wrapper=dict(loss_transform='log', regularizers=[dict(type='RepMTL', warmup_iters=3, interval=2)]))
 METHODS = {
     'rlw': weighting('RLW'),
     'dwa': weighting('DWA', interval=2),
@@ -84,8 +82,8 @@ def test_every_method_goes_on_exactly_inside_an_accumulation_window(tmp_path, na
 @pytest.mark.parametrize('name', [name for name in METHODS if name != 'sdmgrad'])
 def test_every_method_goes_on_exactly_inside_an_epoch(tmp_path, name):
     # A window of two lies across the end of an epoch of five batches.
-    loader = dict(train_dataloader=dict(batch_size=3, dataset=dict(size=13)))
-    check(tmp_path, [3, 5, 7, 10], **merged(METHODS[name], merged(loader, dict(optim_wrapper=dict(accumulative_counts=2)))))
+    changes = dict(train_dataloader=dict(dataset=dict(size=13)), optim_wrapper=dict(accumulative_counts=2))
+    check(tmp_path, [3, 5, 7, 10], **merged(METHODS[name], changes))
 
 
 @pytest.mark.parametrize('name', ['rlw', 'dwa', 'rep-mtl'])
@@ -118,14 +116,10 @@ def test_iteration_loops_with_samplers_of_any_kind(tmp_path, sampler):
 
 
 def test_a_plain_optim_wrapper_goes_on_exactly_inside_a_window(tmp_path):
-    plain = dict(
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9), accumulative_counts=3)
-    )
-    config = toy_config(tmp_path / 'x', loop='iter')
-    assert 'shared' in config['optim_wrapper']
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9)
     for part in ('whole', 'cut'):
         settings = toy_config(tmp_path / part, loop='iter', train_cfg=dict(max_iters=6))
-        settings['optim_wrapper'] = plain['optim_wrapper']
+        settings['optim_wrapper'] = dict(type='OptimWrapper', optimizer=optimizer, accumulative_counts=3)
         if part == 'cut':
             settings |= dict(resume=True, load_from=str(tmp_path / 'whole/iter_4.pth'))
         run(settings)

@@ -93,7 +93,7 @@ class MetricsFileHook(Hook):
     @master_only
     def _write(self, runner, **meta) -> None:
         wrapper = runner.optim_wrapper
-        # Validation inside training follows an epoch that the counter has already taken. A loop without epochs has none.
+        # Validation inside training follows an epoch that the counter has already taken.
         save_results(
             Path(runner.work_dir, METRICS_FILE),
             self.metrics,

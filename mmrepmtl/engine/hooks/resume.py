@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
@@ -136,6 +136,11 @@ class ResumeHook(Hook):
 
     def after_train_epoch(self, runner) -> None:
         """Gathers the states for the checkpoint of this epoch."""
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook) and not hook.ema_model.update_buffers:
+                # SyncBuffersHook has averaged the model's over the ranks since the last update of the average.
+                for kept, buffer in zip(hook.ema_model.module.buffers(), hook.src_model.buffers(), strict=True):
+                    kept.copy_(buffer)
         self.gather(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -214,7 +219,9 @@ class ResumeHook(Hook):
             try:
                 found = [int(json.loads(file.read_text(encoding='utf-8'))['validated'])]
             except (ValueError, TypeError, KeyError):
-                runner.logger.warning(f'{file} is damaged: the validation of this iteration, if one is due, is repeated')
+                runner.logger.warning(
+                    f'{file} is damaged: the validation of this iteration, if one is due, is repeated'
+                )
         broadcast_object_list(found)
         self._validated = found[0]
 
