@@ -29,7 +29,8 @@ class SelectionHook(MetricsFileHook):
 
     * 'best-val': the validation with the highest score; the weights that it evaluated (an average, say, that another
       hook swaps in for the time of a validation) are in ``best.pth`` with the metrics and the selection's name. The
-      score is ``metric`` (negated where lower is better), or without one the mean over tasks of the mean relative improvement over the run's first validation (:func:`delta_p_task`), LibMTL's rule.
+      score is ``metric`` (negated where lower is better), or without one the mean over tasks of the mean relative
+      improvement over the run's first validation (:func:`delta_p_task`), LibMTL's rule.
     * 'last10': the mean of each metric over the evaluations of the last 10 epochs; nothing is selected.
 
     All validations are in ``selection.json``, from which a resumed run goes on.
