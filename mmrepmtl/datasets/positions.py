@@ -121,8 +121,8 @@ class PositionedSampler(Sampler):
 def positioned_loader(loader: DataLoader, seed: int) -> DataLoader:
     """The same loader with a :class:`PositionedSampler` and a generator of its own.
 
-    torch draws the seed of the workers from the global generator whenever a loader is iterated over. A resumed run would
-    draw it at another time than an uninterrupted one.
+    torch draws the seed of the workers from the global generator whenever a loader is iterated over. A resumed run
+    would draw it at another time than an uninterrupted one.
 
     Args:
         loader: As mmengine builds it. One of a class of its own, or of an iterable data set, is kept as it is, apart
