@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -93,8 +94,7 @@ class SelectionHook(MetricsFileHook):
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Copies the weights once every hook has swapped in what is to be evaluated."""
         if batch_idx == 0 and self.kind == 'best-val' and runner.iter > 0 and is_main_process():
-            state = weights_to_cpu(_inner(runner.model).state_dict())
-            self._evaluated = {key: value.clone() for key, value in state.items()}
+            self._evaluated = copy.deepcopy(weights_to_cpu(_inner(runner.model).state_dict()))
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keeps the validation, and its weights if it is the best so far."""
