@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import run_processes
-from tests.engine.exact_runs import StopHook, differences, merged, run, toy_config
+from tests.engine.exact_runs import differences, merged, run, toy_config
 from tests.engine.test_exact_resume import METHODS
 
 LAUNCH = dict(
