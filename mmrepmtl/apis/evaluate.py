@@ -80,8 +80,10 @@ def evaluate(
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})
-    epoch, selection = meta.get('epoch'), meta.get('selection', 'the checkpoint given')
-    runner.logger.info(f'checkpoint: {checkpoint} of epoch {epoch or "unknown"}; selection: {selection}')
+    epoch, iteration = meta.get('epoch') or None, meta.get('iter')  # an iteration loop stays in epoch 0
+    selection = meta.get('selection', 'the checkpoint given')
+    where = f'epoch {epoch}' if epoch else f'iteration {iteration}' if iteration else 'an unknown epoch'
+    runner.logger.info(f'checkpoint: {checkpoint} of {where}; selection: {selection}')
     tested = runner.test()
     # A config of one's own may have no hook that keeps them.
     metrics = metrics_of(runner) or dict(tested or {})
@@ -90,6 +92,7 @@ def evaluate(
         test_data=test_data(cfg),
         metric_settings=metric_settings(cfg),
         epoch=epoch,
+        iteration=iteration,
         selection=selection,
     )
     steps = _Steps(Path(cfg.work_dir, 'test_metrics.json'), metrics, about)

@@ -1,14 +1,27 @@
-"""A resumed run is the same run: random states of every rank, and log buffers as plain data."""
+"""A resumed run is the same run: place in the epoch, random states and open window of every rank, plain log buffers."""
+
+import json
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import EpochBasedTrainLoop
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop
 from mmrepmtl.engine.random_state import random_state, set_random_state
+from mmrepmtl.engine.window import load_window_state, window_state
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
+from mmrepmtl.utils.files import whole_file
+
+#: Which validations of a run are over, in its work directory.
+PROGRESS_FILE = 'progress.json'
 
 
 def _compare_schedules(runner, checkpoint: dict) -> None:
@@ -31,13 +44,23 @@ def _plain_buffer(buffer: HistoryBuffer) -> dict:
     return dict(log=torch.as_tensor(log.astype(float)), count=torch.as_tensor(count), max_length=buffer.max_length)
 
 
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    """BatchNorm's buffers, which each rank has of its own samples; the checkpoint has those of the first."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    return {f'{name}.{key}': buffer for name, layer in layers for key, buffer in layer.named_buffers()}
+
+
 @HOOKS.register_module()
 class ResumeHook(Hook):
     """Makes checkpoints that a run can be resumed from exactly, and loaded without running code from them.
 
-    * The random states of every rank go into the checkpoint and are restored on resume; mmengine saves none. They are
-      gathered at the end of each epoch, and after the iterations at which a checkpoint is due. Validation does not
-      advance them, so that how often one validates does not change the training.
+    * A loop of mmengine's is replaced by one that goes on at any batch (``engine/loops.py``).
+    * The random states of every rank, and the gradients of an accumulation window that is not finished, go into the
+      checkpoint and are restored on resume; mmengine saves neither. With several processes they are gathered at the end
+      of each epoch, before each validation and after the iterations at which a checkpoint is due; whoever saves one at
+      another time calls :meth:`gather` on every rank before. Validation does not advance the random states, so that
+      how often one validates does not change the training.
+    * ``progress.json`` says which validations are over: the one that a run was killed in is made up for.
     * mmengine pickles its log buffers with bound methods, which ``torch.load`` refuses as code; here they become plain
       tensors, and buffers again on loading.
     """
@@ -46,11 +69,18 @@ class ResumeHook(Hook):
 
     def __init__(self) -> None:
         self._states: list[dict] | None = None
+        self._gathered_at: int | None = None
         self._restore: dict | None = None
+        self._position: dict | None = None
         self._before_val: dict | None = None
+        self._validated = 0
+
+    def before_run(self, runner) -> None:
+        """Puts the exact loop in place."""
+        use_exact_loop(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Restores the log buffers; remembers the random states, if training is resumed, until it starts."""
+        """Restores the log buffers; remembers the states, if training is resumed, until it starts."""
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         scalars.update(
             {
@@ -63,6 +93,7 @@ class ResumeHook(Hook):
         if not runner._resume:
             return
         _compare_schedules(runner, checkpoint)
+        self._position = checkpoint.get('position')
         if states is None:
             runner.logger.warning(
                 'ResumeHook: the checkpoint holds no random states; the resumed run will differ from an '
@@ -75,24 +106,42 @@ class ResumeHook(Hook):
             )
         else:
             self._restore = states[runner.rank]
+            self._states, self._gathered_at = states, checkpoint['meta']['iter']
 
     def before_train(self, runner) -> None:
-        """Restores the states, after all that building the run has drawn."""
-        window = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        length = len(runner.train_dataloader)
-        if window > 1 and length % window:
-            runner.logger.warning(
-                f'ResumeHook: accumulative_counts={window} does not divide the {length} iterations of an epoch, so a '
-                'checkpoint may lie inside a window, whose gradients so far it does not hold; a run resumed from it '
-                'differs slightly from an uninterrupted one'
-            )
+        """Finds the place in the epoch and restores the states, after all that building the run has drawn.
+
+        Raises:
+            ValueError: If the checkpoint was saved inside an epoch that this run cannot go on in.
+        """
+        self._read_progress(runner)
+        self._find_place(runner)
+        if self._restore is not None:
+            load_window_state(runner.optim_wrapper, self._restore.get('window', {}))
+            for name, value in _statistics(runner.model).items():
+                if name in self._restore.get('statistics', {}):
+                    value.copy_(self._restore['statistics'][name])
+        self.restore_random_states(runner)
+        if not isinstance(runner.train_loop, ExactEpochLoop | ExactIterLoop):
+            self._restore = None
+
+    def restore_random_states(self, runner) -> None:
+        """Restores the random states of a resumed run; the loop calls it when nothing else is drawn before the data."""
         if self._restore is not None:
             set_random_state(self._restore)
-            self._restore = None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """The run goes on: what it was resumed with is used up."""
+        self._restore = None
 
     def after_train_epoch(self, runner) -> None:
         """Gathers the states for the checkpoint of this epoch."""
-        self._gather()
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook) and not hook.ema_model.update_buffers:
+                # SyncBuffersHook has averaged the model's over the ranks since the last update of the average.
+                for kept, buffer in zip(hook.ema_model.module.buffers(), hook.src_model.buffers(), strict=True):
+                    kept.copy_(buffer)
+        self.gather(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Gathers the states if a checkpoint follows this iteration."""
@@ -102,28 +151,99 @@ class ResumeHook(Hook):
             if isinstance(hook, CheckpointHook) and not hook.by_epoch
         )
         if due:
-            self._gather()
+            self.gather(runner, runner.iter + 1)
 
-    def _gather(self) -> None:
-        self._states = [None] * num_processes()
+    def gather(self, runner, iterations: int) -> None:
+        """Takes the states of all ranks for a checkpoint after so many iterations; to be called on every rank.
+
+        A single process has nothing to gather: it takes its states when a checkpoint is saved.
+        """
         if num_processes() == 1:
-            self._states = [random_state()]
-        else:
-            dist.all_gather_object(self._states, random_state())
+            return
+        mine = self._state_now(runner)
+        mine['statistics'] = {name: value.cpu() for name, value in _statistics(runner.model).items()}
+        self._states, self._gathered_at = [None] * num_processes(), iterations
+        dist.all_gather_object(self._states, mine)
+
+    def _state_now(self, runner) -> dict:
+        state = self._before_val or random_state()
+        window = window_state(runner.optim_wrapper)
+        return state | dict(window=window) if window else dict(state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds the random states; writes the log buffers as tensors."""
+        """Adds the place in the epoch and the states; writes the log buffers as tensors."""
         scalars = checkpoint['message_hub']['log_scalars']
         checkpoint['message_hub']['log_scalars'] = {key: _plain_buffer(buffer) for key, buffer in scalars.items()}
-        if self._states is not None:
+        loop = runner.train_loop
+        if isinstance(loop, ExactEpochLoop):
+            checkpoint['position'] = dict(batches=loop.batches_done, epoch_length=len(loop.dataloader))
+        if num_processes() == 1:
+            checkpoint['random_states'] = [self._state_now(runner)]
+        elif self._states is not None and self._gathered_at == checkpoint['meta']['iter']:
             checkpoint['random_states'] = self._states
+        else:
+            runner.logger.warning(
+                'ResumeHook: this checkpoint has no random states, since they were not gathered in this iteration; a '
+                'run resumed from it is not exact. A hook that saves checkpoints calls ResumeHook.gather on every rank'
+            )
 
     def before_val(self, runner) -> None:
         """Sets the states aside for the time of a validation."""
+        if runner.iter > 0:
+            self.gather(runner, runner.iter)
         self._before_val = random_state()
 
     def after_val(self, runner) -> None:
-        """Takes them back."""
+        """Takes them back, and notes that the validation is over."""
         if self._before_val is not None:
             set_random_state(self._before_val)
             self._before_val = None
+        if runner.iter > 0:
+            self._validated = runner.iter
+            if is_main_process():
+                with whole_file(Path(runner.work_dir, PROGRESS_FILE)) as file:
+                    file.write(json.dumps(dict(validated=self._validated)).encode())
+
+    def has_validated(self, runner) -> bool:
+        """Whether the validation of this iteration, if there was one, is over."""
+        return self._validated >= runner.iter
+
+    def _read_progress(self, runner) -> None:
+        file, found = Path(runner.work_dir, PROGRESS_FILE), [0]
+        if runner.iter == 0:
+            self._validated = 0
+            if is_main_process():
+                file.unlink(missing_ok=True)
+            return
+        if is_main_process() and file.is_file():
+            try:
+                found = [int(json.loads(file.read_text(encoding='utf-8'))['validated'])]
+            except (ValueError, TypeError, KeyError):
+                runner.logger.warning(
+                    f'{file} is damaged: the validation of this iteration, if one is due, is repeated'
+                )
+        broadcast_object_list(found)
+        self._validated = found[0]
+
+    def _find_place(self, runner) -> None:
+        position, self._position = self._position, None
+        if position is None:
+            return
+        loop, batches, then = runner.train_loop, position['batches'], position['epoch_length']
+        if not isinstance(loop, EpochBasedTrainLoop):
+            return
+        now = len(loop.dataloader)
+        if batches and then != now:
+            raise ValueError(
+                f'the checkpoint was saved after {batches} of the {then} batches of epoch {runner.epoch + 1}, and an '
+                f'epoch has {now} batches now: with other data or another batch size a run can only go on from the end '
+                'of an epoch. Resume from such a checkpoint, or start anew with load_from'
+            )
+        if isinstance(loop, ExactEpochLoop):
+            loop.batches_done = batches
+        elif batches:
+            raise ValueError(
+                f'the checkpoint was saved after {batches} of the {then} batches of epoch {runner.epoch + 1}, and '
+                f'{type(loop).__name__} repeats an epoch from its beginning: resume from the end of an epoch, or use '
+                'EpochBasedTrainLoop'
+            )

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -6,11 +7,12 @@ from pathlib import Path
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.checkpoint import weights_to_cpu
+from torch import Tensor, nn
 
 from mmrepmtl.engine.checkpoint import load_checkpoint
-from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
+from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook, epoch_of
 from mmrepmtl.evaluation import delta_p_task, higher_is_better
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 from mmrepmtl.registry import HOOKS
@@ -26,9 +28,10 @@ HISTORY_FILE = 'selection.json'
 class SelectionHook(MetricsFileHook):
     """Selects a checkpoint, or averages the last evaluations, and says so in the log and in ``metrics.json``.
 
-    * 'best-val': the validation with the highest score; its weights are in ``best.pth`` with the metrics and the
-      selection's name. The score is ``metric`` (negated where lower is better), or without one the mean over tasks of
-      the mean relative improvement over the run's first validation (:func:`delta_p_task`), LibMTL's rule.
+    * 'best-val': the validation with the highest score; the weights that it evaluated (an average, say, that another
+      hook swaps in for the time of a validation) are in ``best.pth`` with the metrics and the selection's name. The
+      score is ``metric`` (negated where lower is better), or without one the mean over tasks of the mean relative
+      improvement over the run's first validation (:func:`delta_p_task`), LibMTL's rule.
     * 'last10': the mean of each metric over the evaluations of the last 10 epochs; nothing is selected.
 
     All validations are in ``selection.json``, from which a resumed run goes on.
@@ -39,8 +42,9 @@ class SelectionHook(MetricsFileHook):
         on_test_set: Whether validations are on the test set, for the log.
 
     Raises:
-        ValueError: At a validation, if ``metric`` is not among its metrics or the score cannot be defined; at the end,
-            if no validation had a score or one of the last 10 epochs was not evaluated.
+        ValueError: Before training, for 'last10' in a loop without epochs; at a validation, if ``metric`` is not among
+            its metrics or the score cannot be defined; at the end, if no validation had a score or one of the last 10
+            epochs was not evaluated.
     """
 
     def __init__(self, selection: str, metric: str | None = None, on_test_set: bool = False) -> None:
@@ -53,6 +57,7 @@ class SelectionHook(MetricsFileHook):
         self._data = 'the test set' if on_test_set else 'the validation data'
         self._history: list[dict] = []
         self._best: dict | None = None
+        self._evaluated: dict[str, Tensor] | None = None
 
     @property
     def rule(self) -> str:
@@ -63,7 +68,12 @@ class SelectionHook(MetricsFileHook):
         return f'best-val: best validation on {self._data} by {by}'
 
     def before_train(self, runner) -> None:
-        """Takes up the validations before a resume, and the one that it may have missed."""
+        """Takes up the validations before a resume."""
+        if self.kind == 'last10' and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                "SelectionHook: selection='last10' is a mean over the last 10 epochs, and the train loop counts "
+                "iterations; use 'best-val', or an EpochBasedTrainLoop"
+            )
         self._history, self._best = [], None
         if runner.iter > 0:
             found = [_read_state(Path(runner.work_dir)) if is_main_process() else None]
@@ -76,8 +86,15 @@ class SelectionHook(MetricsFileHook):
             # An older run's in the same folder.
             Path(runner.work_dir, HISTORY_FILE).unlink(missing_ok=True)
         runner.logger.info(f'selection: {self.rule}')
-        if self._is_due(runner) and runner.iter not in [entry['iter'] for entry in self._history]:
-            runner.val_loop.run()
+
+    def has_validated(self, runner) -> bool:
+        """Whether the history has the validation of this iteration."""
+        return runner.iter in [entry['iter'] for entry in self._history]
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Copies the weights once every hook has swapped in what is to be evaluated."""
+        if batch_idx == 0 and self.kind == 'best-val' and runner.iter > 0 and is_main_process():
+            self._evaluated = copy.deepcopy(weights_to_cpu(_inner(runner.model).state_dict()))
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keeps the validation, and its weights if it is the best so far."""
@@ -86,13 +103,14 @@ class SelectionHook(MetricsFileHook):
             return
         self.metrics = dict(metrics or {})
         self._compare_ranks(runner)
-        entry = dict(epoch=runner.epoch, iter=runner.iter, metrics=self.metrics)
+        entry = dict(epoch=epoch_of(runner), iter=runner.iter, metrics=self.metrics)
         self._history.append(entry)
         if self.kind == 'best-val':
             score = entry['score'] = self._score(self.metrics, runner.logger)
             if not math.isnan(score) and (self._best is None or score > self._best['score']):
                 self._best = entry
                 self._save_best(runner)
+        self._evaluated = None
         if is_main_process():
             text = json.dumps(dict(rule=self.rule, history=self._history))
             with whole_file(Path(runner.work_dir, HISTORY_FILE)) as file:
@@ -105,7 +123,7 @@ class SelectionHook(MetricsFileHook):
             if self._best is None:
                 raise ValueError(f'selection: no validation had a score ({self.rule})')
             self.metrics = dict(self._best['metrics'])
-            runner.logger.info(f'selection: {self.rule}; it is epoch {self._best["epoch"]}, in {BEST_CHECKPOINT}')
+            runner.logger.info(f'selection: {self.rule}; it is {_where(self._best)}, in {BEST_CHECKPOINT}')
         else:
             wanted = range(runner.max_epochs - LAST + 1, runner.max_epochs + 1)
             by_epoch = {entry['epoch']: entry['metrics'] for entry in self._history}
@@ -120,7 +138,7 @@ class SelectionHook(MetricsFileHook):
         if self._best is not None:
             self.metrics, where = dict(self._best['metrics']), dict(epoch=self._best['epoch'], iter=self._best['iter'])
         else:
-            where = dict(epoch=runner.epoch, iter=runner.iter)
+            where = dict(epoch=epoch_of(runner), iter=runner.iter)
         finished = runner.epoch >= runner.max_epochs
         state = '' if finished or self.kind == 'best-val' else ' (training not finished: the last evaluation alone)'
         self._write(runner, selection=self.rule + state, epoch=where['epoch'], iteration=where['iter'])
@@ -145,22 +163,22 @@ class SelectionHook(MetricsFileHook):
             return math.nan
         return delta_p_task(metrics, first, keys=keys)
 
-    def _is_due(self, runner) -> bool:
-        """Whether the epoch that a resumed run starts after was to be validated."""
-        loop = runner.train_loop
-        if runner.iter == 0 or not isinstance(loop, EpochBasedTrainLoop) or runner.val_loop is None:
-            return False
-        loop._decide_current_val_interval()
-        last = runner.epoch == runner.max_epochs
-        return runner.epoch >= loop.val_begin and (runner.epoch % loop.val_interval == 0 or last)
-
     def _save_best(self, runner) -> None:
         if not is_main_process():
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        meta = dict(self._best, selection=f'{self.rule}; epoch {self._best["epoch"]}')
+        # Without a batch nothing was evaluated, and nothing was kept.
+        weights = self._evaluated or weights_to_cpu(_inner(runner.model).state_dict())
+        meta = dict(self._best, selection=f'{self.rule}; {_where(self._best)}')
         with whole_file(Path(runner.work_dir, BEST_CHECKPOINT)) as file:
-            torch.save(dict(meta=meta, state_dict=weights_to_cpu(model.state_dict())), file)
+            torch.save(dict(meta=meta, state_dict=weights), file)
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _where(entry: Mapping) -> str:
+    return f'iteration {entry["iter"]}' if entry['epoch'] is None else f'epoch {entry["epoch"]}'
 
 
 def mean_metrics(evaluations: list[Mapping[str, float]]) -> dict[str, float]:

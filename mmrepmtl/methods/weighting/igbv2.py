@@ -147,6 +147,7 @@ class IGBv2(EpochWeighting):
             super().get_extra_state(),
             total_steps=self.total_steps,
             generator=self.generator.get_state(),
+            undrawn=self._undrawn,
             action_T=self.action_T,
             previous_T=self.previous_T,
             agent=None if self.agent is None else self.agent.state_dict(),
@@ -160,6 +161,8 @@ class IGBv2(EpochWeighting):
         self.action_T, self.previous_T = (
             None if action is None else action.cpu() for action in (state['action_T'], state['previous_T'])
         )
+        undrawn = state.get('undrawn')
+        self._undrawn = None if undrawn is None else undrawn.cpu()
         if state['agent'] is not None:
             self.agent.load_state_dict(state['agent'])
 

@@ -48,10 +48,12 @@ class RLW(Weighting):
             self.draw_T = None
 
     def get_extra_state(self) -> dict:
-        """The generator's state and the draw of an unfinished step, for ``state_dict()``."""
-        return dict(generator=self.generator.get_state(), draw_T=self.draw_T)
+        """The generator's states and the draw of an unfinished step, for ``state_dict()``."""
+        return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=self._undrawn)
 
     def set_extra_state(self, state: dict) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state['generator'].cpu())
         self.draw_T = None if state['draw_T'] is None else state['draw_T'].cpu()
+        undrawn = state.get('undrawn')
+        self._undrawn = None if undrawn is None else undrawn.cpu()

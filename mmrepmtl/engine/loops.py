@@ -1,0 +1,251 @@
+"""Training loops that go on where a checkpoint was saved: between two epochs, inside one, or before a validation."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from mmrepmtl.datasets.positions import position_of, positioned_loader
+
+
+class _ExactLoop:
+    """What both loops share; they take the place of a loop that mmengine built.
+
+    Args:
+        loop: mmengine's loop, before it has run.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        vars(self).update(vars(loop))
+        self.dataloader = positioned_loader(loop.dataloader, self.runner.seed)
+
+    def _start(self) -> None:
+        """Hooks before the training, then the validation that a killed run owes."""
+        put_checkpoints_last(self.runner)
+        self.runner.call_hook('before_train')
+        if self._iter == 0:
+            return
+        # Twice: a validation draws random numbers, and so do hooks between here and the first batch.
+        self.runner.call_hook('restore_random_states')
+        owed = self._between_epochs() and self._validation_due() and not self._validated()
+        if owed:
+            self.runner.logger.info(f'the validation after {self._where()} was not finished: it is done now')
+            for hook in self.runner.hooks:
+                if isinstance(hook, CheckpointHook) and hook.last_ckpt is None:
+                    # Else mmengine would not note its new best score in the checkpoint.
+                    hook.last_ckpt = self.runner.message_hub.runtime_info.get('last_ckpt')
+            self.runner.val_loop.run()
+        if self._ended():
+            done = 'only the validation was left' if owed else 'nothing is left to do'
+            self.runner.logger.info(f'the run has ended with {self._where()}: {done}')
+
+    def _validated(self) -> bool:
+        """Whether every hook that looks after validations has had the one of this iteration."""
+        hooks = [hook for hook in self.runner.hooks if hasattr(hook, 'has_validated')]
+        return all([hook.has_validated(self.runner) for hook in hooks])
+
+    def _validate_if_due(self) -> None:
+        if self._validation_due():
+            self.runner.val_loop.run()
+
+    def _validation_due(self) -> bool:
+        if self.runner.val_loop is None:
+            return False
+        self._decide_current_val_interval()
+        now = self._count()
+        return now >= self.val_begin and (now % self.val_interval == 0 or self._ended())
+
+
+class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
+    """``EpochBasedTrainLoop`` that goes on inside an epoch, and finishes a validation that was interrupted.
+
+    Attributes:
+        batches_done: Batches of the current epoch that are done, the one that hooks are told of in ``after_train_iter``
+            included; None: as the numbers of epochs and iterations say.
+    """
+
+    def __init__(self, loop: EpochBasedTrainLoop) -> None:
+        super().__init__(loop)
+        self.batches_done: int | None = None
+
+    def run(self) -> Any:
+        """Launches training, or goes on with it."""
+        self._find_place()
+        self._start()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """Runs one epoch, or what is left of it."""
+        done = self.batches_done
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        batches = _batches_from(self.dataloader, self._epoch, done)
+        if done:
+            self.runner.logger.info(f'epoch {self._epoch + 1} goes on after {done} of {len(self.dataloader)} batches')
+            self.runner.call_hook('restore_random_states')
+        for idx, data_batch in enumerate(batches, start=done):
+            self.batches_done = idx + 1
+            self.run_iter(idx, data_batch)
+        self.batches_done = 0
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def _find_place(self) -> None:
+        """Where in an epoch the run stands, of a checkpoint that does not say so itself."""
+        if self.batches_done is None:
+            done = self._iter - self._epoch * len(self.dataloader)
+            # A number out of range tells that the epochs had another length.
+            self.batches_done = done if 0 < done <= len(self.dataloader) and self._epoch < self._max_epochs else 0
+
+    def _between_epochs(self) -> bool:
+        return self.batches_done == 0 and self._epoch > 0
+
+    def _count(self) -> int:
+        return self._epoch
+
+    def _ended(self) -> bool:
+        return self._epoch >= self._max_epochs
+
+    def _where(self) -> str:
+        return f'epoch {self._epoch}'
+
+
+class ExactIterLoop(_ExactLoop, IterBasedTrainLoop):
+    """``IterBasedTrainLoop`` that finds its place in the data, and finishes a validation that was interrupted."""
+
+    def __init__(self, loop: IterBasedTrainLoop) -> None:
+        super().__init__(loop)
+        self.dataloader_iterator = BatchStream(self.dataloader)
+
+    def run(self) -> Any:
+        """Launches training, or goes on with it."""
+        self._start()
+        if self._epoch > 0 and self._ended():  # the checkpoint of the end of the one epoch
+            self.runner.call_hook('after_train')
+            return self.runner.model
+        self.runner.call_hook('before_train_epoch')
+        if 0 < self._iter < self._max_iters:
+            self.dataloader_iterator.skip(self._iter)
+            self.runner.call_hook('restore_random_states')
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _between_epochs(self) -> bool:
+        return True
+
+    def _count(self) -> int:
+        return self._iter
+
+    def _ended(self) -> bool:
+        return self._iter >= self._max_iters
+
+    def _where(self) -> str:
+        return f'iteration {self._iter}'
+
+
+class BatchStream:
+    """The batches of a loader, pass after pass without end.
+
+    Args:
+        loader: The loader; of an endless sampler there is one pass only.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader, self._pass = loader, 0
+        self._iterator: Iterator | None = None
+
+    def __iter__(self) -> 'BatchStream':
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._begin(0)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._pass += 1
+            self._begin(0)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise ValueError('the training data loader has no batches: a data set smaller than one batch?') from None
+
+    def skip(self, batches: int) -> None:
+        """Moves to the batch after so many batches since the start of the stream."""
+        position = position_of(self._loader)
+        if position is not None and position.begin(0, batches) == batches:
+            self._iterator = iter(self._loader)
+            return
+        self._pass, left = divmod(batches, len(self._loader))
+        self._begin(left)
+
+    def _begin(self, batches: int) -> None:
+        if self._pass:
+            _set_epoch(self._loader, self._pass)
+        self._iterator = _batches_from(self._loader, self._pass, batches)
+
+
+def _set_epoch(loader: DataLoader, epoch: int) -> None:
+    """Tells the sampler the epoch, wherever mmengine's own hook would look for one."""
+    for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(epoch)
+            return
+
+
+def _batches_from(loader: DataLoader, number: int, batches: int) -> Iterator:
+    """An iterator over the pass ``number`` that begins after so many batches."""
+    position = position_of(loader)
+    if position is not None:
+        position.begin(number, batches)
+        return iter(loader)
+    iterator = iter(loader)
+    if batches:
+        print_log(
+            f'{batches} batches are loaded and left out: this data loader cannot begin in the middle',
+            logger='current',
+            level=logging.WARNING,
+        )
+        for _ in range(batches):
+            next(iterator, None)
+    return iterator
+
+
+def use_exact_loop(runner: Runner) -> None:
+    """Puts one of the loops above in the place of mmengine's own, in ``before_run``; a loop of the user's stays.
+
+    mmengine builds its own loops without a registry where a config says ``by_epoch``, and by name otherwise: the built
+    loop is the only place that all configs, ours and mmseg's, have in common.
+    """
+    kinds = {EpochBasedTrainLoop: ExactEpochLoop, IterBasedTrainLoop: ExactIterLoop}
+    loop = runner._train_loop  # the property would build the training loop of a run that only tests
+    if type(loop) in kinds:
+        runner._train_loop = kinds[type(loop)](loop)
+
+
+def put_checkpoints_last(runner: Runner) -> None:
+    """Has checkpoints saved when every other hook has acted, whatever its priority.
+
+    A hook that swaps weights for a validation, or keeps a moving average of them, would else come into a checkpoint in
+    the middle of what it does.
+    """
+    hooks = runner.hooks
+    saving = [hook for hook in hooks if isinstance(hook, CheckpointHook)]
+    if saving and hooks[-len(saving) :] != saving:
+        late = [hook for hook in hooks[hooks.index(saving[0]) :] if hook not in saving]
+        names = ', '.join(type(hook).__name__ for hook in late)
+        runner.logger.info(f'checkpoints are saved after {names}, whose priority is lower')
+        hooks[:] = [hook for hook in hooks if hook not in saving] + saving
