@@ -1,4 +1,14 @@
-from .hooks import MetricsFileHook, ResumeHook, SelectionHook
+from . import storage
+from .hooks import CheckpointHook, Interrupted, InterruptHook, MetricsFileHook, ResumeHook, SelectionHook
 from .optim_wrapper import MultiTaskOptimWrapper
 
-__all__ = ['MetricsFileHook', 'MultiTaskOptimWrapper', 'ResumeHook', 'SelectionHook']
+__all__ = [
+    'CheckpointHook',
+    'InterruptHook',
+    'Interrupted',
+    'MetricsFileHook',
+    'MultiTaskOptimWrapper',
+    'ResumeHook',
+    'SelectionHook',
+    'storage',
+]
