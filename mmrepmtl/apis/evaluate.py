@@ -21,6 +21,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.utils.files import whole_file
 
 
 def evaluate(
@@ -120,18 +121,33 @@ def _constants(cfg: Config) -> dict[str, float]:
     train_cfg = dict(cfg.train_dataloader.dataset, pipeline=cfg.test_dataloader.dataset.pipeline, test_mode=True)
     source = json.dumps([train_cfg, cfg.test_dataloader.dataset, cfg.test_evaluator], default=str, sort_keys=True)
     file = Path(cfg.work_dir, 'constants.json')
-    if file.is_file():
-        known = json.loads(file.read_text())
-        if known['source'] == source:
-            return known['metrics']
+    known = _read_constants(file)
+    if known is not None and known['source'] == source:
+        return known['metrics']
     print('best constant predictions of the training set (once per data set):')
     constants = fit_constants(DATASETS.build(train_cfg), cfg.test_evaluator)
     print()
     metrics = evaluate_constants(DATASETS.build(cfg.test_dataloader.dataset), cfg.test_evaluator, constants)
     print()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1))
+    with whole_file(file) as opened:
+        opened.write(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1).encode())
     return metrics
+
+
+def _read_constants(file: Path) -> dict | None:
+    """What is remembered; None where it is not there, or damaged, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding='utf-8'))
+        whole = isinstance(known['source'], str) and all(
+            isinstance(value, int | float) for value in known['metrics'].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        whole = False
+    if not whole:
+        print(f'{file} is damaged; the constants are computed again')
+    return known if whole else None
 
 
 def _draw(runner: Runner, model, path: Path, count: int) -> None:

@@ -80,6 +80,7 @@ class InterruptHook(Hook):
         self._training = False
         self._release()
         if found:
+            self._let_others(runner, 'after_train')
             runner.logger.warning(f'interrupted by {signal.Signals(found).name}; the training is finished')
             raise Interrupted(found)
 
@@ -126,6 +127,7 @@ class InterruptHook(Hook):
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         if by_epoch and batch_idx + 1 == len(runner.train_dataloader):
             return  # to be counted as an epoch first
+        self._let_others(runner, 'after_train_iter', batch_idx=batch_idx, data_batch=data_batch, outputs=outputs)
         self._stop(runner, dict(epoch=runner.epoch, iter=runner.iter + 1))
 
     def after_train_epoch(self, runner) -> None:
@@ -133,6 +135,7 @@ class InterruptHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._stopping = self._stopping or self._look(runner)
             if self._stopping and self._window_ends(runner):
+                self._let_others(runner, 'after_train_epoch')
                 self._stop(runner, dict(epoch=runner.epoch + 1, iter=runner.iter))
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -147,7 +150,13 @@ class InterruptHook(Hook):
             return
         self._stopping = self._stopping or self._look(runner)
         if self._stopping and self._window_ends(runner):
+            self._let_others(runner, 'after_val')
             self._stop(runner, dict(epoch=runner.epoch, iter=runner.iter))
+
+    def _let_others(self, runner, point: str, **kwargs) -> None:
+        """Gives the hooks that follow this one their turn, a checkpoint that is due among them."""
+        for hook in runner.hooks[runner.hooks.index(self) + 1 :]:
+            getattr(hook, point)(runner, **kwargs)
 
     def _look(self, runner) -> int:
         """The signal that any process got; called by all at the same iteration."""
@@ -179,7 +188,7 @@ class InterruptHook(Hook):
         else:
             for hook in runner.hooks:
                 if isinstance(hook, ResumeHook):
-                    hook._gather()
+                    hook.gather(runner, meta['iter'])
             path = savers[0].save_interrupted(runner, dict(meta)) if savers else _save_alone(runner, dict(meta))
         barrier()  # else the launcher ends the process that is still writing
         runner.logger.warning(

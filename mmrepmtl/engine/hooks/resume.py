@@ -95,7 +95,7 @@ class ResumeHook(Hook):
 
     def after_train_epoch(self, runner) -> None:
         """Gathers the states for the checkpoint of this epoch."""
-        self._gather()
+        self.gather(runner, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Gathers the states if a checkpoint follows this iteration."""
@@ -105,9 +105,10 @@ class ResumeHook(Hook):
             if isinstance(hook, CheckpointHook) and not hook.by_epoch
         )
         if due:
-            self._gather()
+            self.gather(runner, runner.iter + 1)
 
-    def _gather(self) -> None:
+    def gather(self, runner, iterations: int) -> None:
+        """Takes the states of all ranks for a checkpoint after so many iterations; to be called on every rank."""
         self._states = [None] * num_processes()
         if num_processes() == 1:
             self._states = [random_state()]
