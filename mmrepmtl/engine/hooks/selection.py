@@ -92,7 +92,7 @@ class SelectionHook(MetricsFileHook):
 
     def _take_up(self, runner) -> tuple[list[dict], dict | None]:
         """The validations up to here and the best one; what is lost is said, and what can be done again is."""
-        history, best = _read_state(Path(runner.work_dir), runner.logger)
+        history, best, damaged = _read_state(Path(runner.work_dir), runner.logger)
         if not history and self._kept:
             history = self._kept
             runner.logger.warning(
@@ -102,7 +102,7 @@ class SelectionHook(MetricsFileHook):
         history = [entry for entry in history if entry['iter'] <= runner.iter]
         if self.kind != 'best-val':
             return history, None
-        if not history and best is not None and runner.iter >= best['iter']:
+        if damaged and not history and best is not None and runner.iter >= best['iter']:
             # The first validation is lost, which the score is relative to: the best one takes its place.
             best = best if self.metric else dict(best, score=0.0)
             runner.logger.warning(
@@ -211,17 +211,18 @@ def mean_metrics(evaluations: list[Mapping[str, float]]) -> dict[str, float]:
     return {key: math.fsum(metrics.get(key, math.nan) for metrics in evaluations) / len(evaluations) for key in keys}
 
 
-def _read_state(folder: Path, logger) -> tuple[list[dict], dict | None]:
-    """The validations so far, and the best one as the checkpoint beside its weights says.
+def _read_state(folder: Path, logger) -> tuple[list[dict], dict | None, bool]:
+    """The validations so far, the best one as the checkpoint beside its weights says, and whether those are damaged.
 
     A damaged file counts as none, which the log says.
     """
     file, weights = folder / HISTORY_FILE, folder / BEST_CHECKPOINT
-    history, best = [], None
+    history, best, damaged = [], None, False
     if file.is_file():
         try:
             history = _checked_history(json.loads(file.read_text(encoding='utf-8'))['history'])
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            damaged = True
             logger.warning(f'selection: {file} is damaged ({error!r:.100})')
     if weights.is_file():
         try:
@@ -229,7 +230,7 @@ def _read_state(folder: Path, logger) -> tuple[list[dict], dict | None]:
             (best,) = _checked_history([{key: meta[key] for key in ('epoch', 'iter', 'metrics', 'score')}])
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             logger.warning(f'selection: {weights} is damaged, and its weights are lost ({error!r:.200})')
-    return history, best
+    return history, best, damaged
 
 
 def _checked_history(history: list[dict]) -> list[dict]:
