@@ -207,12 +207,13 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeyp
 
 
 def test_a_limit_of_the_system_on_file_sizes_is_one_line_too(tmp_path):
-    run(quick_config(tmp_path, train_cfg__max_epochs=1))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = dict(model__width=20_000)  # larger than any log
+    run(quick_config(tmp_path, train_cfg__max_epochs=1, **large))
+    before, size = resource.getrlimit(resource.RLIMIT_FSIZE), (tmp_path / 'epoch_1.pth').stat().st_size
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
         with pytest.raises(OSError, match='epoch_2.pth .* could not be written: File too large'):
-            run(quick_config(tmp_path, resume=True, load_from=str(tmp_path / 'epoch_1.pth'), log_level='ERROR'))
+            run(quick_config(tmp_path, resume=True, load_from=str(tmp_path / 'epoch_1.pth'), **large))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert pth(tmp_path) == ['epoch_1.pth'] and weights(tmp_path / 'epoch_1.pth')

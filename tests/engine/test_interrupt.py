@@ -222,7 +222,8 @@ import signal, sys
 from mmrepmtl.apis import train
 from tests.engine import test_interrupt as t
 number, times, workers = map(int, sys.argv[2:5])
-cfg = t.quick_config(sys.argv[1], train_dataloader__num_workers=workers, train_dataloader__persistent_workers=workers > 0)
+options = dict(train_dataloader__num_workers=workers, train_dataloader__persistent_workers=workers > 0)
+cfg = t.quick_config(sys.argv[1], **options)
 hook = dict(type='SignalHook', number=number, point='before_train_iter', iteration=5, times=times)
 if times == 0:
     hook.update(type='GroupHook', times=1)
