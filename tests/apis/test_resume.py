@@ -8,18 +8,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mmrepmtl.apis import train
 from mmrepmtl.apis.resume import find_checkpoint, prepare_start
+from mmrepmtl.registry import HOOKS
 from tests.engine.quick import quick_config, same, weights
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Ends a run without ceremony before the third of three epochs."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 8:
+            raise RuntimeError('killed')
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """A finished run, and one that was stopped after its second epoch (its config says three)."""
+    """A finished run, and one that was killed after its second epoch."""
     folder = tmp_path_factory.mktemp('runs')
     train(quick_config(folder / 'whole'))
-    train(quick_config(folder / 'cut', train_cfg__max_epochs=2))
+    cfg = quick_config(folder / 'cut')
+    cfg.custom_hooks.append(dict(type='KillHook'))
+    with pytest.raises(RuntimeError, match='killed'):
+        train(cfg)
     return folder
 
 
@@ -156,7 +170,10 @@ def test_a_copied_or_moved_run_goes_on_from_its_own_checkpoints(runs, tmp_path, 
 
 def test_a_folder_of_checkpoints_of_its_own_is_found_moves_too(tmp_path, runs):
     options = dict(default_hooks__checkpoint__out_dir=str(tmp_path / 'out'))
-    train(quick_config(tmp_path / 'run', train_cfg__max_epochs=2, **options))
+    cfg = quick_config(tmp_path / 'run', **options)
+    cfg.custom_hooks.append(dict(type='KillHook'))
+    with pytest.raises(RuntimeError, match='killed'):
+        train(cfg)
     assert find_checkpoint(quick_config(tmp_path / 'run', **options)) == tmp_path / 'out/run/epoch_2.pth'
     (tmp_path / 'run/last_checkpoint').unlink()
     train(quick_config(tmp_path / 'run', resume=True, **options))
@@ -176,7 +193,7 @@ def test_a_run_that_left_results_but_no_checkpoint_keeps_them(tmp_path):
     notes = prepare_start(cfg)
     (kept,) = tmp_path.glob('previous_*')
     assert sorted(path.name for path in kept.iterdir()) == ['best.pth', 'metrics.json']
-    assert 'starts anew' in notes[0] and str(kept) in notes[1] and cfg.load_from is None
+    assert 'starts anew' in notes[0] and str(kept) in notes[1] and cfg.get('load_from') is None
 
 
 def test_a_new_run_moves_the_files_of_an_older_one_aside(cut, capsys):

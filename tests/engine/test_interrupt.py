@@ -46,11 +46,12 @@ def interrupted_config(folder, number=signal.SIGTERM, point='before_train_iter',
 @pytest.fixture(autouse=True)
 def handlers():
     """No test leaves a handler behind, and none of the runs does."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    # A shell starts what it does not wait for with an ignored SIGINT.
+    default = {number: signal.SIG_DFL for number in HANDLED} | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in default.items()}
     yield
-    assert {number: signal.getsignal(number) for number in HANDLED} == before
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert after == default
 
 
 @pytest.fixture(scope='module')
