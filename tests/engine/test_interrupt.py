@@ -33,7 +33,8 @@ class SignalHook(Hook):
 
     def _send(self, runner, *args, **kwargs) -> None:
         if runner.iter == self.iteration and runner.rank == self.rank:
-            for _ in range(self.times):
+            times, self.times = self.times, 0  # a validation has several iterations
+            for _ in range(times):
                 os.kill(os.getpid(), self.number)
 
 
