@@ -187,7 +187,7 @@ def _examine(path: Path, trust: bool, left_out: list[str], refuse: bool = True) 
         check_complete(checkpoint, path)
     except (ValueError, OSError) as error:
         text = str(error)
-        if refuse and ' is refused: ' in text and any(word in text for word in ('it holds', 'Unsupported global', 'Unsupported class')):
+        if refuse and re.search(r' is refused: (it holds|Unsupported (global|class))', text):
             raise  # whole, but it could run code: an older one in its place would be a guess
         left_out.append(text.partition(' To start a new run')[0].rstrip('.'))
         return None

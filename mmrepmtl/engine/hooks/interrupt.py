@@ -1,6 +1,8 @@
 """A run that is asked to stop leaves a checkpoint."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -66,6 +68,8 @@ class InterruptHook(Hook):
         for loader in (runner.train_dataloader, runner.val_dataloader if runner.val_loop is not None else None):
             if getattr(loader, 'num_workers', 0) and not isinstance(loader.worker_init_fn, _Deaf):
                 loader.worker_init_fn = _Deaf(loader.worker_init_fn)
+                # Last in, first out: before multiprocessing ends the workers and waits for them.
+                atexit.register(loader.worker_init_fn.end)
         if threading.current_thread() is not threading.main_thread():
             runner.logger.warning('InterruptHook: only the main thread hears signals; none will leave a checkpoint')
             return
@@ -210,19 +214,29 @@ def _save_alone(runner, meta: dict) -> str:
 
 
 class _Deaf:
-    """Has a worker leave the signals of its run to the run itself; the second one of SIGTERM ends it."""
+    """Has a worker leave the signals of its run to the run itself, and end when that ends it.
+
+    Args:
+        initialise: What the loader does in its workers anyway.
+    """
 
     def __init__(self, initialise) -> None:
         self._initialise = initialise
+        # Shared memory: a handler may run at any moment, and must not wait for a lock.
+        self._over = multiprocessing.RawValue('b', 0)
 
     def __call__(self, worker: int) -> None:
         for name in SIGNALS:
             number = getattr(signal, name, None)
             if number is not None:
-                signal.signal(number, signal.SIG_IGN if number != signal.SIGTERM else _once)
+                signal.signal(number, self._obey if number == signal.SIGTERM else signal.SIG_IGN)
         if self._initialise is not None:
             self._initialise(worker)
 
+    def end(self) -> None:
+        """From here on SIGTERM is the word of the run, or of the interpreter that is about to wait for the worker."""
+        self._over.value = 1
 
-def _once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+    def _obey(self, number: int, frame: FrameType | None) -> None:
+        if self._over.value:
+            os._exit(0)
