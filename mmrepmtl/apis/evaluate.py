@@ -21,7 +21,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS
-from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.files import check_writable, sweep_temporary, whole_file
 
 
 def evaluate(
@@ -49,9 +49,11 @@ def evaluate(
         work directory.
 
     Raises:
-        ValueError: If the checkpoint is refused or does not fit the model.
+        ValueError: If the checkpoint is refused or does not fit the model, or the work directory cannot be written.
     """
     prepare_launch(cfg)
+    check_writable(cfg.work_dir, 'the work directory')
+    sweep_temporary(cfg.work_dir)
     state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
     runner = Runner.from_cfg(cfg)

@@ -11,6 +11,7 @@ import torch
 from mmengine.hooks import Hook
 
 from mmrepmtl.apis import train
+from mmrepmtl.apis.evaluate import _read_constants
 from mmrepmtl.apis.resume import find_checkpoint, prepare_start
 from mmrepmtl.registry import HOOKS
 from tests.engine.quick import quick_config, same, weights
@@ -261,3 +262,15 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ValueError, match='the work directory .*file/run cannot be written: Not a directory'):
         train(quick_config(tmp_path / 'file/run'))
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{"sou', b'\xff', b'[]', b'null', b'{"source": 1, "metrics": {}}', b'{"source": "x"}']
+)
+def test_damaged_constants_are_computed_again(tmp_path, content, capsys):
+    file = tmp_path / 'constants.json'
+    assert _read_constants(file) is None
+    file.write_bytes(content)
+    assert _read_constants(file) is None and 'constants.json is damaged' in capsys.readouterr().out
+    file.write_text('{"source": "x", "metrics": {"a/rmse": 1.0}}')
+    assert _read_constants(file)['metrics'] == {'a/rmse': 1.0}
