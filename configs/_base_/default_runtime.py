@@ -15,6 +15,8 @@ custom_hooks = [
     # BatchNorm statistics of the ranks are averaged before each validation and checkpoint.
     dict(type='SyncBuffersHook'),
     dict(type='MetricsFileHook'),
+    # Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 leave a checkpoint.
+    dict(type='InterruptHook'),
 ]
 env_cfg = dict(
     cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl')

@@ -29,7 +29,7 @@ from mmrepmtl.evaluation import (
 )
 from mmrepmtl.registry import DATASETS, METRICS
 from mmrepmtl.utils.config_types import name_types, plain_data
-from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
 
 
@@ -74,6 +74,7 @@ def evaluate(
     if is_main_process():
         for folder in filter(None, (cfg.work_dir, show_dir)):
             check_writable(folder)
+        sweep_temporary(cfg.work_dir)
     runner = Runner.from_cfg(_without_incomplete_parts(cfg))
     watch_ranks(cfg)
     register_run_hooks(runner)
@@ -209,13 +210,9 @@ def _constants(cfg: Config) -> dict[str, float]:
     train_cfg = dict(dataset_of(cfg, 'train', 'test'), pipeline=test_set.get('pipeline', []), test_mode=True)
     source = json.dumps(plain_data([train_cfg, test_set, metrics_cfg]), sort_keys=True)
     file = Path(cfg.work_dir, 'constants.json')
-    if file.is_file():
-        try:
-            known = json.loads(file.read_text(encoding='utf-8'))
-            if known['source'] == source:
-                return {str(key): float(value) for key, value in known['metrics'].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            print(f'{file}: cannot be read ({error}), so the constants are computed anew')
+    known = _read_constants(file)
+    if known is not None and known['source'] == source:
+        return known['metrics']
     print('best constant predictions of the training set (once per data set):')
     constants = fit_constants(DATASETS.build(train_cfg), metrics_cfg)
     print()
@@ -224,6 +221,22 @@ def _constants(cfg: Config) -> dict[str, float]:
     with whole_file(file) as opened:
         opened.write(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1).encode())
     return metrics
+
+
+def _read_constants(file: Path) -> dict | None:
+    """What is remembered; None where it is not there, or damaged, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding='utf-8'))
+        whole = isinstance(known['source'], str) and all(
+            isinstance(value, int | float) for value in known['metrics'].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        whole = False
+    if not whole:
+        print(f'{file} is damaged; the constants are computed again')
+    return known if whole else None
 
 
 def _draw(runner: Runner, model, path: Path, count: int) -> None:

@@ -1,22 +1,25 @@
 """Training: one run, or the single-task runs that Delta p is measured against."""
 
 import copy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
+from mmrepmtl.apis.resume import find_checkpoint, prepare_start
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
-from mmrepmtl.utils.config_types import name_types
+from mmrepmtl.registry import HOOKS
+from mmrepmtl.utils.config_types import find_type, name_types
 
 
 def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
@@ -27,23 +30,41 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         trust_checkpoint: Load checkpoints that hold more than data.
 
     Raises:
-        ValueError: If a checkpoint to start from is refused or damaged, or the config lacks a part.
+        ValueError: If the config lacks a part, the work directory cannot be written, or a checkpoint to start from is
+            refused, damaged or cannot be resumed (:func:`mmrepmtl.apis.resume.prepare_start`).
+        Interrupted: If a signal stopped the run, with a checkpoint to go on from; a SystemExit.
     """
     check_training(cfg)
     name_types(cfg)
     prepare_launch(cfg)
-    start = cfg.get('load_from')
-    if cfg.get('resume') and start is None:
-        start = find_latest_checkpoint(cfg.work_dir)
-    if start is not None and not trust_checkpoint:
-        # mmengine would fall back to unpickling whatever the file holds.
-        load_checkpoint(start)
-    runner = Runner.from_cfg(cfg)
+    notes = prepare_start(cfg, trust_checkpoint)
+    _complete_hooks(cfg)
+    try:
+        runner = Runner.from_cfg(cfg)
+    except Exception:
+        print(*notes, sep='\n', file=sys.stderr)
+        raise
     watch_ranks(cfg)
     register_run_hooks(runner)
+    for note in notes:
+        runner.logger.warning(note)
     runner.train()
     barrier()  # the first rank writes the files that all of them may read next
     return metrics_of(runner)
+
+
+def _complete_hooks(cfg: Config) -> None:
+    """Adds to a config that does not know this package what makes a run safe to kill and to resume."""
+    default = cfg.get('default_hooks') or {}
+    for name, hook in default.items():
+        if isinstance(hook, Mapping) and find_type(hook.get('type'), HOOKS) is CheckpointHook:
+            default[name].type = 'CheckpointHook'  # the class itself, of a pure Python config, passes by the registry
+    hooks = [*default.values(), *(cfg.get('custom_hooks') or [])]
+    kinds = [hook.get('type') if isinstance(hook, Mapping) else type(hook) for hook in hooks]
+    names = {str(getattr(kind, '__name__', kind)).rpartition('.')[2] for kind in kinds}
+    missing = [dict(type=name) for name in ('ResumeHook', 'InterruptHook') if name not in names]
+    if missing:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *missing]
 
 
 def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
@@ -70,9 +91,12 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
         if selection == 'last10':  # their mean over the last epochs, on the test set
             metrics |= evaluations
             continue
-        checkpoint = find_latest_checkpoint(alone.work_dir)
         if selection == 'best-val':
             checkpoint = Path(alone.work_dir, BEST_CHECKPOINT)
+        else:
+            checkpoint = find_checkpoint(alone, trust_checkpoint)
+            if checkpoint is None:
+                raise ValueError(f'{alone.work_dir}: the run wrote no checkpoint to test; set default_hooks.checkpoint')
         alone.experiment_name += '_test'
         metrics |= evaluate(alone, checkpoint, constant=False, trust_checkpoint=trust_checkpoint)['metrics']
     if is_main_process():

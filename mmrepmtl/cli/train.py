@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 
 from mmrepmtl.apis import apply_selection, finish_launch, load_config, train, train_single_tasks
+from mmrepmtl.engine import Interrupted
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -80,5 +81,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     apply_selection(cfg, args.selection, args.selection_metric, args.force_selection)
     run = train_single_tasks if cfg.get('single_task') else train
-    run(cfg, trust_checkpoint=args.trust_checkpoint)
+    try:
+        run(cfg, trust_checkpoint=args.trust_checkpoint)
+    except Interrupted:  # on every rank, with a checkpoint written
+        finish_launch()
+        raise
     finish_launch()

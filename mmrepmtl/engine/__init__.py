@@ -1,12 +1,17 @@
-from .hooks import MetricsFileHook, ResumeHook, SelectionHook
+from . import storage
+from .hooks import CheckpointHook, Interrupted, InterruptHook, MetricsFileHook, ResumeHook, SelectionHook
 from .optim_wrapper import MultiTaskOptimWrapper
 from .separate import MultiTaskOptimWrapperDict, SeparateOptimizers
 
 __all__ = [
+    'CheckpointHook',
+    'InterruptHook',
+    'Interrupted',
     'MetricsFileHook',
     'MultiTaskOptimWrapper',
     'MultiTaskOptimWrapperDict',
     'ResumeHook',
     'SelectionHook',
     'SeparateOptimizers',
+    'storage',
 ]

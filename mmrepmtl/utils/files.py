@@ -1,32 +1,88 @@
+import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 # Ends the names of files that are not whole yet.
 TEMPORARY = '.tmp'
+_NAME = re.compile(rf'\..*\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}')
+# Longest name of a file, in bytes, less what a temporary one has besides.
+_ROOM = 255 - len(f'..{uuid.uuid4().hex}{TEMPORARY}')
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a file for writing that gets its name only when all of it is on the disk; its folder is made if need be.
 
-    Several processes may write one file at once: the last one to finish wins.
+    Several processes may write one file at once: the last one to finish wins. What a killed process leaves,
+    :func:`sweep_temporary` removes.
 
     Args:
         path: The file.
+
+    Raises:
+        OSError: If it cannot be written, a full disk included; names the file, which is then as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is one step within a file system only; unlike any other writer's name.
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}{TEMPORARY}')
     try:
-        with open(temporary, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _open_temporary(path)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is None:  # of a failed write
+            error.filename = str(path)
+        raise
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file in the same folder, since a rename is one step within a file system only."""
+    start = path.name.encode()[:_ROOM].decode(errors='ignore')
+    while True:
+        temporary = path.with_name(f'.{start}.{uuid.uuid4().hex}{TEMPORARY}')
+        file = open(temporary, 'xb')  # noqa: SIM115 - the caller closes it
+        # The lock says that the writer lives; the system releases it, however the writer ends.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # It may have been swept between its making and its locking.
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Makes the renames in a folder survive a loss of power, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep_temporary(folder: str | os.PathLike) -> list[Path]:
+    """Removes what killed writers of :func:`whole_file` left in a folder; files that are being written stay.
+
+    Returns:
+        The files that were removed.
+    """
+    removed = []
+    for file in sorted(Path(folder).glob(f'.*{TEMPORARY}')):
+        if not _NAME.fullmatch(file.name):
+            continue
+        # Another process may sweep too, and a folder may be one that this one cannot change.
+        with suppress(OSError), open(file, 'rb') as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+            removed.append(file)
+    return removed

@@ -73,6 +73,7 @@ from step_report import describe, make_report, print_report
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmrepmtl.utils.device import device_argument
+from mmrepmtl.utils.files import whole_file
 
 TRIES = 40  # steps to find the scale of fp16
 
@@ -317,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_report(report)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + '\n')
+        with whole_file(args.json) as file:
+            file.write((json.dumps(report, indent=2) + '\n').encode())
 
 
 if __name__ == '__main__':

@@ -1,7 +1,18 @@
+from .checkpoint import CheckpointHook
+from .interrupt import Interrupted, InterruptHook
 from .log_history import LogHistoryHook
 from .metrics_file import MetricsFileHook
 from .ranks import RanksHook
 from .resume import ResumeHook
 from .selection import SelectionHook
 
-__all__ = ['LogHistoryHook', 'MetricsFileHook', 'RanksHook', 'ResumeHook', 'SelectionHook']
+__all__ = [
+    'CheckpointHook',
+    'InterruptHook',
+    'Interrupted',
+    'LogHistoryHook',
+    'MetricsFileHook',
+    'RanksHook',
+    'ResumeHook',
+    'SelectionHook',
+]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
@@ -15,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop
 from mmrepmtl.engine.random_state import random_state, set_random_state
+from mmrepmtl.engine.resumable import check_complete, check_fits
+from mmrepmtl.engine.run_settings import SETTINGS, compare_settings, run_settings
 from mmrepmtl.engine.window import load_window_state, window_state
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
@@ -24,19 +25,16 @@ from mmrepmtl.utils.files import whole_file
 PROGRESS_FILE = 'progress.json'
 
 
-def _compare_schedules(runner, checkpoint: dict) -> None:
-    """Warns where mmengine would go on with the old learning rates without a word."""
-    text = checkpoint.get('meta', {}).get('cfg')
-    if not text:
-        return
-    old = Config.fromstring(text, file_format='.py')
-    for key in ('train_cfg', 'param_scheduler'):
-        if old.get(key) != runner.cfg.get(key):
-            runner.logger.warning(
-                f'ResumeHook: {key} is {runner.cfg.get(key)} now and was {old.get(key)}; the schedule of the '
-                'checkpoint goes on, and one that has ended stays ended. Use load_from to start a new '
-                'schedule from these weights'
-            )
+def _check_checkpoint(runner, checkpoint: dict) -> None:
+    """Refuses what cannot be resumed; says what differs from the run that wrote the checkpoint."""
+    name = runner._load_from or 'the checkpoint'
+    check_complete(checkpoint, name)
+    # Text that mmengine would evaluate, to find the number of GPUs of its oldest versions.
+    checkpoint['meta'].pop('config', None)
+    sentences = compare_settings(runner, checkpoint, name)
+    check_fits(runner, checkpoint, name)
+    for sentence in sentences:
+        runner.logger.warning(f'ResumeHook: {sentence}')
 
 
 def _plain_buffer(buffer: HistoryBuffer) -> dict:
@@ -63,6 +61,8 @@ class ResumeHook(Hook):
     * ``progress.json`` says which validations are over: the one that a run was killed in is made up for.
     * mmengine pickles its log buffers with bound methods, which ``torch.load`` refuses as code; here they become plain
       tensors, and buffers again on loading.
+    * What the run was trained with goes into the checkpoint as JSON. A resumed run says what differs, with both values;
+      what it cannot go on from (no optimizer state, other weights, another kind of loop) is refused.
     """
 
     priority = 'LOW'
@@ -81,6 +81,8 @@ class ResumeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restores the log buffers; remembers the states, if training is resumed, until it starts."""
+        if runner._resume:
+            _check_checkpoint(runner, checkpoint)
         scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
         scalars.update(
             {
@@ -92,7 +94,6 @@ class ResumeHook(Hook):
         states = checkpoint.get('random_states')
         if not runner._resume:
             return
-        _compare_schedules(runner, checkpoint)
         self._position = checkpoint.get('position')
         if states is None:
             runner.logger.warning(
@@ -171,7 +172,8 @@ class ResumeHook(Hook):
         return state | dict(window=window) if window else dict(state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Adds the place in the epoch and the states; writes the log buffers as tensors."""
+        """Adds the place in the epoch, the states and the settings of the run; writes the log buffers as tensors."""
+        checkpoint[SETTINGS] = json.dumps(run_settings(runner))
         scalars = checkpoint['message_hub']['log_scalars']
         checkpoint['message_hub']['log_scalars'] = {key: _plain_buffer(buffer) for key, buffer in scalars.items()}
         loop = runner.train_loop

@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
-from mmengine.runner.checkpoint import weights_to_cpu
+from mmengine.runner.checkpoint import save_checkpoint, weights_to_cpu
 from torch import Tensor, nn
 
 from mmrepmtl.engine.checkpoint import load_checkpoint
@@ -22,6 +21,8 @@ SELECTIONS = ('last', 'best-val', 'last10')
 LAST = 10
 BEST_CHECKPOINT = 'best.pth'
 HISTORY_FILE = 'selection.json'
+HISTORY_KEY = 'selection_history'
+"""Of a checkpoint: the same as JSON text."""
 
 
 @HOOKS.register_module()
@@ -34,7 +35,8 @@ class SelectionHook(MetricsFileHook):
       improvement over the run's first validation (:func:`delta_p_task`), LibMTL's rule.
     * 'last10': the mean of each metric over the evaluations of the last 10 epochs; nothing is selected.
 
-    All validations are in ``selection.json``, from which a resumed run goes on.
+    All validations are in ``selection.json``, from which a resumed run goes on, and in the checkpoints, if that file is
+    lost. Damaged files end no run: what is lost with them is said, and the selection goes on with the rest.
 
     Args:
         selection: 'best-val' or 'last10'.
@@ -58,6 +60,7 @@ class SelectionHook(MetricsFileHook):
         self._history: list[dict] = []
         self._best: dict | None = None
         self._evaluated: dict[str, Tensor] | None = None
+        self._kept: list[dict] = []
 
     @property
     def rule(self) -> str:
@@ -66,6 +69,17 @@ class SelectionHook(MetricsFileHook):
             return f'last10: mean over the evaluations of the last {LAST} epochs on {self._data}, no selection'
         by = self.metric or 'mean relative improvement over the first validation (each task alike)'
         return f'best-val: best validation on {self._data} by {by}'
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keeps the validations in the checkpoint too, in case that their file is lost."""
+        checkpoint[HISTORY_KEY] = json.dumps(self._history)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Remembers the validations that the checkpoint holds."""
+        try:
+            self._kept = _checked_history(json.loads(checkpoint.get(HISTORY_KEY, '[]')))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._kept = []
 
     def before_train(self, runner) -> None:
         """Takes up the validations before a resume."""
@@ -76,12 +90,9 @@ class SelectionHook(MetricsFileHook):
             )
         self._history, self._best = [], None
         if runner.iter > 0:
-            found = [_read_state(Path(runner.work_dir)) if is_main_process() else None]
+            found = [self._take_up(runner) if is_main_process() else None]
             broadcast_object_list(found)
-            history, best = found[0]
-            # Later ones are done again; the best weights so far are of this run, whatever follows.
-            self._history = [entry for entry in history if entry['iter'] <= runner.iter]
-            self._best = best if self._history else None
+            self._history, self._best = found[0]
         elif is_main_process():
             # An older run's in the same folder.
             Path(runner.work_dir, HISTORY_FILE).unlink(missing_ok=True)
@@ -95,6 +106,36 @@ class SelectionHook(MetricsFileHook):
         """Copies the weights once every hook has swapped in what is to be evaluated."""
         if batch_idx == 0 and self.kind == 'best-val' and runner.iter > 0 and is_main_process():
             self._evaluated = copy.deepcopy(weights_to_cpu(_inner(runner.model).state_dict()))
+
+    def _take_up(self, runner) -> tuple[list[dict], dict | None]:
+        """The validations up to here and the best one; what is lost is said, and what can be done again is."""
+        history, best, damaged = _read_state(Path(runner.work_dir), runner.logger)
+        if not history and self._kept:
+            history = self._kept
+            runner.logger.warning(
+                f'selection: the validations so far are taken from the checkpoint, not {HISTORY_FILE}'
+            )
+        # Later ones are done again; the best weights so far are of this run, whatever follows.
+        history = [entry for entry in history if entry['iter'] <= runner.iter]
+        if self.kind != 'best-val':
+            return history, None
+        if damaged and not history and best is not None and runner.iter >= best['iter']:
+            # The first validation is lost, which the score is relative to: the best one takes its place.
+            best = best if self.metric else dict(best, score=0.0)
+            runner.logger.warning(
+                f'selection: the validations so far are lost, apart from the best one in {BEST_CHECKPOINT}, of '
+                f'{_where(best)}: the run goes on from there'
+                + ('' if self.metric else ', and scores are relative to it')
+            )
+            return [best], best
+        if best is None and any('score' in entry for entry in history):
+            runner.logger.warning(
+                f'selection: the weights of the best validation so far are not in {BEST_CHECKPOINT}; the best of the '
+                'validations from here on is selected'
+            )
+            # The weights of this one are at hand: it is done again.
+            history = [entry for entry in history if entry['iter'] < runner.iter]
+        return history, best if history else None
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Keeps the validation, and its weights if it is the best so far."""
@@ -169,8 +210,8 @@ class SelectionHook(MetricsFileHook):
         # Without a batch nothing was evaluated, and nothing was kept.
         weights = self._evaluated or weights_to_cpu(_inner(runner.model).state_dict())
         meta = dict(self._best, selection=f'{self.rule}; {_where(self._best)}')
-        with whole_file(Path(runner.work_dir, BEST_CHECKPOINT)) as file:
-            torch.save(dict(meta=meta, state_dict=weights), file)
+        # Through mmengine's backend: a full disk is then said as one, which torch.save does not.
+        save_checkpoint(dict(meta=meta, state_dict=weights), str(Path(runner.work_dir, BEST_CHECKPOINT)))
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -187,9 +228,32 @@ def mean_metrics(evaluations: list[Mapping[str, float]]) -> dict[str, float]:
     return {key: math.fsum(metrics.get(key, math.nan) for metrics in evaluations) / len(evaluations) for key in keys}
 
 
-def _read_state(folder: Path) -> tuple[list[dict], dict | None]:
-    """The validations so far, and the best one as the checkpoint beside its weights says."""
-    file, best = folder / HISTORY_FILE, folder / BEST_CHECKPOINT
-    history = json.loads(file.read_text(encoding='utf-8'))['history'] if file.is_file() else []
-    meta = load_checkpoint(best)['meta'] if best.is_file() and history else None
-    return history, meta and {key: meta[key] for key in ('epoch', 'iter', 'metrics', 'score')}
+def _read_state(folder: Path, logger) -> tuple[list[dict], dict | None, bool]:
+    """The validations so far, the best one as the checkpoint beside its weights says, and whether those are damaged.
+
+    A damaged file counts as none, which the log says.
+    """
+    file, weights = folder / HISTORY_FILE, folder / BEST_CHECKPOINT
+    history, best, damaged = [], None, False
+    if file.is_file():
+        try:
+            history = _checked_history(json.loads(file.read_text(encoding='utf-8'))['history'])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            damaged = True
+            logger.warning(f'selection: {file} is damaged ({error!r:.100})')
+    if weights.is_file():
+        try:
+            meta = load_checkpoint(weights)['meta']
+            (best,) = _checked_history([{key: meta[key] for key in ('epoch', 'iter', 'metrics', 'score')}])
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            logger.warning(f'selection: {weights} is damaged, and its weights are lost ({error!r:.200})')
+    return history, best, damaged
+
+
+def _checked_history(history: list[dict]) -> list[dict]:
+    """Raises TypeError or KeyError if it is none."""
+    for entry in history:
+        numbers = [entry['epoch'] or 0, entry['iter'], *entry['metrics'].values(), entry.get('score', 0.0)]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError('numbers expected')
+    return list(history)

@@ -1,0 +1,140 @@
+"""Whether a checkpoint holds all that a run needs to go on, and fits the run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+
+NEEDED = dict(meta='progress', state_dict='weights', message_hub='log', optimizer='state of the optimizer')
+
+
+def check_complete(checkpoint: Mapping, name: str | Path) -> None:
+    """Refuses to resume from a file that holds weights only, or less.
+
+    Args:
+        checkpoint: As it was loaded.
+        name: How the message calls it.
+
+    Raises:
+        ValueError: Naming what is missing, and what can be done with the file.
+    """
+    missing = [f'{what} ({key})' for key, what in NEEDED.items() if not isinstance(checkpoint.get(key), Mapping)]
+    if not missing and not checkpoint['state_dict']:
+        missing = ['weights (state_dict is empty)']
+    if not missing:
+        progress = [checkpoint['meta'].get(key) for key in ('epoch', 'iter')]
+        if not all(isinstance(number, int) and number >= 0 for number in progress):
+            missing = ['epoch and iteration (meta)']
+        elif not isinstance(checkpoint['message_hub'].get('log_scalars'), Mapping):
+            missing = ['log (message_hub)']
+    if missing:
+        usable = isinstance(checkpoint.get('state_dict'), Mapping) and bool(checkpoint['state_dict'])
+        raise ValueError(
+            f'{name} cannot be resumed: it holds no {", no ".join(missing)}. '
+            + (
+                f'To start a new run from its weights, use load_from (--cfg-options load_from={name})'
+                if usable
+                else 'Resume another checkpoint'
+            )
+        )
+
+
+def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
+    """Refuses a checkpoint of another model, optimizer or schedule; mmengine takes what fits and leaves out the rest.
+
+    Args:
+        runner: Of the run that is to go on, with its model, optimizer and schedulers.
+        checkpoint: A complete one (:func:`check_complete`).
+        name: How messages call it.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    misfits = [
+        *_weights(runner, checkpoint),
+        *_optimizers(runner, checkpoint['optimizer']),
+        *_schedulers(runner, checkpoint),
+        *_average(runner, checkpoint),
+    ]
+    if misfits:
+        raise ValueError(
+            f'{name} cannot be resumed by this config: {"; ".join(misfits)}. Put the config back as it was, or start a '
+            'new run from the weights with load_from'
+        )
+
+
+def _weights(runner, checkpoint: Mapping) -> list[str]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    wanted = model.state_dict()
+    found = {key.removeprefix('module.'): value for key, value in checkpoint['state_dict'].items()}
+    misfits = []
+    missing, unexpected = [[key for key in a if key not in b] for a, b in ((wanted, found), (found, wanted))]
+    for keys, what in ((missing, 'it lacks'), (unexpected, 'the model lacks')):
+        if keys:
+            misfits.append(f'{what} the weights of {_parts(keys)}')
+    shapes = [
+        f'{key} has shape {tuple(found[key].shape)} there and {tuple(value.shape)} in the model'
+        for key, value in wanted.items()
+        if isinstance(value, Tensor) and isinstance(found.get(key), Tensor) and found[key].shape != value.shape
+    ]
+    return misfits + shapes[:3] + ([f'{len(shapes) - 3} more shapes differ'] if len(shapes) > 3 else [])
+
+
+def _parts(keys: Sequence[str]) -> str:
+    """Heads by their names, everything else by its first weights."""
+    heads = dict.fromkeys(key.split('.')[1] for key in keys if key.startswith('heads.') and key.count('.') > 1)
+    others = [key for key in keys if not key.startswith('heads.')]
+    parts = [f'the head {head!r}' for head in heads] + others[:3]
+    return ', '.join(parts) + (f' and {len(others) - 3} more' if len(others) > 3 else '')
+
+
+def _optimizers(runner, states: Mapping) -> list[str]:
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, OptimWrapper):
+        if 'param_groups' not in states:
+            return [f'it was trained with several optimizers ({", ".join(map(str, states))}), this run has one']
+        return _groups(wrapper, states, 'the optimizer')
+    if 'param_groups' in states:
+        return ['it was trained with one optimizer, this run has several']
+    wanted = dict(wrapper.items())
+    if set(wanted) != set(states):
+        return [f'its optimizers are {", ".join(map(str, states))}, those of this run {", ".join(wanted)}']
+    return [text for key, one in wanted.items() for text in _groups(one, states[key], f'the optimizer {key!r}')]
+
+
+def _groups(wrapper: OptimWrapper, state: Mapping, name: str) -> list[str]:
+    if hasattr(wrapper, 'signature'):
+        # What a method learns is a group of its own, which its wrapper compares.
+        return []
+    there = [len(group['params']) for group in state['param_groups']]
+    here = [len(group['params']) for group in wrapper.optimizer.param_groups]
+    if there == here:
+        return []
+    return [f'{name} had {_count(there)}, and has {_count(here)} now']
+
+
+def _count(groups: Sequence[int]) -> str:
+    return f'{sum(groups)} parameters in {len(groups)} group{"s" if len(groups) != 1 else ""}'
+
+
+def _schedulers(runner, checkpoint: Mapping) -> list[str]:
+    here, there = runner.param_schedulers, checkpoint.get('param_schedulers')
+    if not here:
+        return []
+    if there is None:
+        return ['it holds no state of a schedule (param_schedulers), this run has one']
+    pairs = {key: (here[key], there.get(key, [])) for key in here} if isinstance(here, dict) else {'': (here, there)}
+    return [
+        f'param_scheduler{f" of {key}" if key else ""} had {len(old)} parts, and has {len(new)} now'
+        for key, (new, old) in pairs.items()
+        if len(new) != len(old)
+    ]
+
+
+def _average(runner, checkpoint: Mapping) -> list[str]:
+    if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        return ['it was trained with EMAHook and holds averaged weights, this run has no EMAHook']
+    return []

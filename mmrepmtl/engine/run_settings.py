@@ -1,0 +1,185 @@
+"""What a run was trained with, as plain data in its checkpoints; a resumed run is compared with it."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from mmrepmtl.methods.regularizer import num_processes
+
+SETTINGS = 'run_settings'
+"""Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""
+
+SECTIONS = (
+    'model',
+    'train_dataloader',
+    'val_dataloader',
+    'val_evaluator',
+    'train_cfg',
+    'val_cfg',
+    'optim_wrapper',
+    'param_scheduler',
+    'auto_scale_lr',
+    'randomness',
+    'model_wrapper_cfg',
+)
+# Hooks that take no part in training.
+WATCHING = ('ResumeHook', 'InterruptHook', 'MetricsFileHook', 'SelectionHook')
+# Settings that change no trained number: speed, the log, and what a resumed model had before its weights were loaded.
+WITHOUT_EFFECT = (
+    'pin_memory',
+    'prefetch_factor',
+    'persistent_workers',
+    'diagnostics_interval',
+    'force_resume',
+    'init_cfg',
+    'pretrained',
+    'checkpoint',
+)
+# Restored with the optimizer and the schedulers, so the new value has no effect.
+RESTORED = ('lr', 'weight_decay', 'optim_wrapper.optimizer.', 'optim_wrapper.paramwise_cfg', 'param_scheduler', 'seed')
+LISTED, LENGTH = 12, 160
+
+
+def run_settings(runner) -> dict[str, Any]:
+    """What changes the numbers of a run, ``{dotted name: value}``, from its objects and its config."""
+    loop, loader = runner.train_loop, runner.train_dataloader
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    facts = dict(
+        loop='epochs' if by_epoch else 'iterations',
+        length=loop.max_epochs if by_epoch else loop.max_iters,
+        processes=num_processes(),
+        seed=runner.seed,
+        **_loader_facts(loader),
+        **_optimizer_facts(runner.optim_wrapper),
+    )
+    sections = {key: runner.cfg.get(key) for key in SECTIONS}
+    hooks = [hook for hook in runner.cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
+    for hook in hooks:
+        name = _plain(hook.get('type'))
+        if name not in WATCHING:
+            sections[f'custom_hooks.{name}'] = hook
+    flat = dict(_flat(_plain(sections), ''))
+    # These are told by the facts above, which hold without a config too.
+    for key in ('randomness.seed', 'optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay'):
+        flat.pop(key, None)
+    flat.pop('train_dataloader.batch_size', None)
+    return {key: _plain(value) for key, value in facts.items()} | flat
+
+
+def _loader_facts(loader: DataLoader) -> dict[str, Any]:
+    facts = dict(batch_size=loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None))
+    for name, sized in (('samples', loader.dataset), ('batches_per_epoch', loader)):
+        try:
+            facts[name] = len(sized)
+        except TypeError:  # of iterable data
+            facts[name] = None
+    # That of an infinite sampler says nothing.
+    if facts['batches_per_epoch'] and facts['samples'] and facts['batches_per_epoch'] > facts['samples']:
+        facts['batches_per_epoch'] = None
+    return facts
+
+
+def _optimizer_facts(wrapper) -> dict[str, Any]:
+    wrappers = dict(wrapper.items()) if not isinstance(wrapper, OptimWrapper) else {'': wrapper}
+    facts: dict[str, Any] = {}
+    for name, one in wrappers.items():
+        groups = one.optimizer.param_groups
+        if getattr(one, '_has_learned', False):  # a method's own, which may come with the first batch only
+            groups = groups[:-1]
+        end = f'.{name}' if name else ''
+        facts[f'optimizer{end}'] = type(one.optimizer).__name__
+        facts[f'lr{end}'] = _once(group.get('initial_lr', group.get('lr')) for group in groups)
+        facts[f'weight_decay{end}'] = _once(group.get('weight_decay') for group in groups)
+    return facts
+
+
+def _once(values) -> Any:
+    unique = list(dict.fromkeys(float(value) for value in values if value is not None))
+    return unique[0] if len(unique) == 1 else unique
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; classes and functions by their names, so that both spellings of a type are one."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(part) for part in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if hasattr(value, 'tolist'):
+        return _plain(value.tolist())
+    if isinstance(value, torch.dtype):
+        return str(value)
+    return getattr(value, '__name__', type(value).__name__)
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    parts = None
+    if isinstance(value, dict) and value:
+        parts = value.items()
+    elif isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
+        parts = enumerate(value)
+    if parts is None:
+        if name.rpartition('.')[2] not in WITHOUT_EFFECT and value is not None:
+            yield name, value
+        return
+    for key, part in parts:
+        if str(key) not in WITHOUT_EFFECT:
+            yield from _flat(part, f'{name}.{key}' if name else str(key))
+
+
+def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
+    """What differs between a run and the one that wrote a checkpoint, a sentence with both values for each.
+
+    Args:
+        runner: Of the run that is to go on.
+        checkpoint: As it was loaded.
+        name: How messages call the checkpoint.
+
+    Raises:
+        ValueError: If the run cannot go on: the progress of a loop over epochs means nothing to one over iterations,
+            and the state of one optimizer nothing to another.
+    """
+    try:
+        old = json.loads(checkpoint[SETTINGS])
+    except (KeyError, TypeError, ValueError):
+        old = None
+    if not isinstance(old, dict):
+        return [f'{name} does not say what it was trained with, so the settings of this run are not compared with it']
+    new = run_settings(runner)
+    for key in sorted(new):
+        if (key == 'loop' or key.partition('.')[0] == 'optimizer') and key in old and old[key] != new[key]:
+            raise ValueError(
+                f'{name} cannot be resumed by this config: {key} is {new[key]} now and was {old[key]}; put it back, or '
+                'start a new run from the weights with load_from'
+            )
+    changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+    sentences = [f'{key} is {_short(new, key)} now and was {_short(old, key)}; {_effect(key)}' for key in changed]
+    if len(sentences) > LISTED:
+        rest = ', '.join(changed[LISTED:])
+        sentences[LISTED:] = [f'{len(changed) - LISTED} more settings differ: {rest[:1000]}']
+    return sentences
+
+
+def _short(settings: Mapping, key: str) -> str:
+    text = str(settings[key]) if key in settings else 'not set'
+    return text if len(text) <= LENGTH else f'{text[: LENGTH - 3]}...'
+
+
+def _effect(key: str) -> str:
+    if key == 'seed' or key.startswith('seed.'):
+        return "the checkpoint's goes on"
+    if key.startswith(RESTORED) or key in ('length',) or key.startswith('train_cfg'):
+        return (
+            'the schedule of the checkpoint goes on, and one that has ended stays ended. Use load_from to start a new '
+            'schedule from these weights'
+        )
+    return 'the run goes on with the new value, and differs from then on from one that was not interrupted'

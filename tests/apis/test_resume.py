@@ -1,0 +1,276 @@
+"""Which checkpoint a run goes on from, and that a new run destroys nothing of an older one."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmrepmtl.apis import train
+from mmrepmtl.apis.evaluate import _read_constants
+from mmrepmtl.apis.resume import find_checkpoint, prepare_start
+from mmrepmtl.registry import HOOKS
+from tests.engine.quick import quick_config, same, weights
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Ends a run without ceremony before the third of three epochs."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 8:
+            raise RuntimeError('killed')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """A finished run, and one that was killed after its second epoch."""
+    folder = tmp_path_factory.mktemp('runs')
+    train(quick_config(folder / 'whole'))
+    cfg = quick_config(folder / 'cut')
+    cfg.custom_hooks.append(dict(type='KillHook'))
+    with pytest.raises(RuntimeError, match='killed'):
+        train(cfg)
+    return folder
+
+
+@pytest.fixture
+def cut(runs, tmp_path):
+    """A copy of the second one, to be damaged."""
+    shutil.copytree(runs / 'cut', tmp_path / 'run')
+    return tmp_path / 'run'
+
+
+def equal_to_whole(folder, runs) -> bool:
+    return same(weights(folder / 'epoch_3.pth'), weights(runs / 'whole/epoch_3.pth'))
+
+
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[:40] = bytes(40)
+    path.write_bytes(bytes(data))
+
+
+DAMAGE = {
+    'truncated': lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    'half': lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    'empty': lambda path: path.write_bytes(b''),
+    'text': lambda path: path.write_text('not a checkpoint'),
+    'overwritten': flip,
+    'missing': lambda path: path.unlink(),
+    'weights only': lambda path: torch.save(dict(state_dict=weights(path)), path),
+    'a list': lambda path: torch.save([1], path),
+}
+NAMES = {
+    'missing': None,
+    'empty': b'',
+    'blank': b' \n',
+    'garbage': bytes(range(256)),
+    'not UTF-8': b'\xff\xfe/epoch_2.pth',
+    'null bytes': b'\0' * 40,
+    'gone': b'/nowhere/at/all/epoch_9.pth',
+    'another type': b'{"checkpoint": 3}',
+    'long': b'x' * 100_000,
+}
+
+
+@pytest.mark.parametrize('kind', NAMES)
+def test_a_lost_last_checkpoint_goes_on_from_the_newest_whole_one(cut, runs, kind):
+    last = cut / 'last_checkpoint'
+    last.unlink()
+    if NAMES[kind] is not None:
+        last.write_bytes(NAMES[kind])
+    first = (cut / 'epoch_1.pth').read_bytes()
+    notes = []
+    assert find_checkpoint(quick_config(cut), notes=notes) == cut / 'epoch_2.pth'
+    assert 'last_checkpoint' in notes[0] and 'left out' in notes[0]
+    assert 'epoch_2.pth, the newest whole checkpoint (epoch 2, iteration 8)' in notes[-1]
+    if kind in ('missing', 'garbage', 'gone'):
+        train(quick_config(cut, resume=True))
+        assert equal_to_whole(cut, runs) and (cut / 'epoch_1.pth').read_bytes() == first
+        assert last.read_text() == str(cut / 'epoch_3.pth')
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+@pytest.mark.parametrize('named', [True, False])
+def test_a_damaged_newest_checkpoint_is_left_out_and_named(cut, runs, kind, named):
+    if not named:
+        (cut / 'last_checkpoint').unlink()
+    else:
+        (cut / 'last_checkpoint').write_text(str(cut / 'epoch_2.pth'))
+    DAMAGE[kind](cut / 'epoch_2.pth')
+    notes = []
+    assert find_checkpoint(quick_config(cut), notes=notes) == cut / 'epoch_1.pth'
+    text = '\n'.join(notes)
+    if named or kind != 'missing':
+        assert 'epoch_2.pth' in text
+    assert 'epoch_1.pth, the newest whole checkpoint (epoch 1, iteration 4)' in text
+    if named and kind in ('half', 'missing'):
+        train(quick_config(cut, resume=True))
+        assert equal_to_whole(cut, runs)
+
+
+def test_the_log_says_what_was_left_out(cut, capsys):
+    DAMAGE['empty'](cut / 'epoch_2.pth')
+    train(quick_config(cut, resume=True))
+    log = capsys.readouterr().out
+    assert '--resume: left out: ' in log and 'epoch_2.pth is' in log and 'goes on from' in log
+
+
+def test_progress_counts_not_the_name_or_the_time(cut):
+    (cut / 'last_checkpoint').unlink()
+    os.rename(cut / 'epoch_2.pth', cut / 'epoch_02.pth')
+    os.rename(cut / 'epoch_1.pth', cut / 'epoch_7.pth')
+    assert find_checkpoint(quick_config(cut)) == cut / 'epoch_02.pth'
+    shutil.copy(cut / 'epoch_7.pth', cut / 'iter_99.pth')
+    assert find_checkpoint(quick_config(cut)) == cut / 'epoch_02.pth'
+
+
+def test_a_checkpoint_that_was_written_but_not_named_is_found(cut):
+    (cut / 'last_checkpoint').write_text(str(cut / 'epoch_1.pth'))
+    assert find_checkpoint(quick_config(cut)) == cut / 'epoch_1.pth'  # somebody went back
+    now = time.time_ns() + 10**9
+    os.utime(cut / 'epoch_2.pth', ns=(now, now))
+    assert find_checkpoint(quick_config(cut)) == cut / 'epoch_2.pth'  # a kill between two steps
+
+
+def test_none_left_is_refused_and_nothing_is_changed(cut):
+    for file in cut.glob('*.pth'):
+        file.write_bytes(file.read_bytes()[:500])
+    before = {path: path.read_bytes() for path in cut.iterdir() if path.is_file()}
+    with pytest.raises(
+        ValueError, match='no checkpoint that can be resumed: .*epoch_2.pth .*; .*epoch_1.pth .*--resume PATH'
+    ):
+        train(quick_config(cut, resume=True))
+    assert {path: path.read_bytes() for path in cut.iterdir() if path.is_file()} == before
+    for file in cut.glob('*.pth'):
+        file.unlink()
+    with pytest.raises(ValueError, match='epoch_2.pth, which .*last_checkpoint names, is not in'):
+        train(quick_config(cut, resume=True))
+
+
+@pytest.mark.parametrize('how', ['copied', 'moved'])
+def test_a_copied_or_moved_run_goes_on_from_its_own_checkpoints(runs, tmp_path, how):
+    shutil.copytree(runs / 'cut', tmp_path / 'old')
+    (tmp_path / 'old/last_checkpoint').write_text(str(tmp_path / 'old/epoch_2.pth'))
+    new = tmp_path / 'elsewhere' / 'new'
+    (shutil.copytree if how == 'copied' else shutil.move)(tmp_path / 'old', new)
+    if how == 'copied':  # the original has gone on, or broken, since
+        DAMAGE['empty'](tmp_path / 'old/epoch_2.pth')
+    notes = []
+    assert find_checkpoint(quick_config(new), notes=notes) == new / 'epoch_2.pth'
+    assert 'copied or moved' in notes[0] and str(new / 'epoch_2.pth') in notes[0]
+    train(quick_config(new, resume=True))
+    assert equal_to_whole(new, runs) and (new / 'last_checkpoint').read_text() == str(new / 'epoch_3.pth')
+    assert not (tmp_path / 'old/epoch_3.pth').exists()
+
+
+def test_a_folder_of_checkpoints_of_its_own_is_found_moves_too(tmp_path, runs):
+    options = dict(default_hooks__checkpoint__out_dir=str(tmp_path / 'out'))
+    cfg = quick_config(tmp_path / 'run', **options)
+    cfg.custom_hooks.append(dict(type='KillHook'))
+    with pytest.raises(RuntimeError, match='killed'):
+        train(cfg)
+    assert find_checkpoint(quick_config(tmp_path / 'run', **options)) == tmp_path / 'out/run/epoch_2.pth'
+    (tmp_path / 'run/last_checkpoint').unlink()
+    train(quick_config(tmp_path / 'run', resume=True, **options))
+    assert equal_to_whole(tmp_path / 'out/run', runs)
+
+
+def test_an_empty_folder_starts_anew_and_says_so(tmp_path, runs, capsys):
+    train(quick_config(tmp_path / 'new', resume=True))
+    assert f'there is no checkpoint in {tmp_path / "new"}, so the run starts anew' in capsys.readouterr().out
+    assert equal_to_whole(tmp_path / 'new', runs)
+
+
+def test_a_run_that_left_results_but_no_checkpoint_keeps_them(tmp_path):
+    (tmp_path / 'metrics.json').write_text('{"metrics": {"a/rmse": 1.0}, "meta": {}}')
+    (tmp_path / 'best.pth').write_bytes(b'precious')
+    cfg = quick_config(tmp_path, resume=True)
+    notes = prepare_start(cfg)
+    (kept,) = tmp_path.glob('previous_*')
+    assert sorted(path.name for path in kept.iterdir()) == ['best.pth', 'metrics.json']
+    assert 'starts anew' in notes[0] and str(kept) in notes[1] and cfg.get('load_from') is None
+
+
+def test_a_new_run_moves_the_files_of_an_older_one_aside(cut, capsys):
+    before = {path.name: path.read_bytes() for path in cut.glob('*.pth')} | {
+        name: (cut / name).read_bytes() for name in ('metrics.json', 'last_checkpoint')
+    }
+    train(quick_config(cut, train_cfg__max_epochs=1))
+    (kept,) = cut.glob('previous_*')
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert f'were moved to {kept}: ' in capsys.readouterr().out
+    assert [path.name for path in cut.glob('*.pth')] == ['epoch_1.pth']
+    train(quick_config(cut, train_cfg__max_epochs=1))
+    assert len(list(cut.glob('previous_*'))) == 2
+
+
+def test_what_the_new_run_starts_from_stays_where_the_config_says(cut):
+    train(quick_config(cut, load_from=str(cut / 'epoch_2.pth'), train_cfg__max_epochs=1))
+    (kept,) = cut.glob('previous_*')
+    assert (kept / 'epoch_2.pth').is_file() and (cut / 'epoch_2.pth').is_file()
+
+
+def test_going_back_keeps_what_came_after(cut, runs):
+    later = (cut / 'epoch_2.pth').read_bytes()
+    cfg = quick_config(cut, resume=True, load_from=str(cut / 'epoch_1.pth'))
+    notes = prepare_start(cfg)
+    (kept,) = cut.glob('previous_*')
+    assert (kept / 'epoch_2.pth').read_bytes() == later and 'goes back to' in notes[0]
+    # A restart finds the branch that was chosen, although it has not written any checkpoint yet.
+    assert find_checkpoint(quick_config(cut)) == cut / 'epoch_1.pth'
+    train(cfg)
+    assert equal_to_whole(cut, runs)
+
+
+def test_going_on_in_another_folder_keeps_what_is_there(cut, runs, tmp_path):
+    train(quick_config(tmp_path / 'other', train_cfg__max_epochs=1, randomness__seed=9))
+    other = (tmp_path / 'other/epoch_1.pth').read_bytes()
+    train(quick_config(tmp_path / 'other', resume=True, load_from=str(cut / 'epoch_2.pth')))
+    (kept,) = (tmp_path / 'other').glob('previous_*')
+    assert (kept / 'epoch_1.pth').read_bytes() == other and equal_to_whole(tmp_path / 'other', runs)
+
+
+class Malice:
+    def __reduce__(self):
+        return Path.touch, (Path('executed'),)
+
+
+def test_a_newest_checkpoint_that_could_run_code_is_refused_not_passed_over(cut, monkeypatch):
+    monkeypatch.chdir(cut)
+    checkpoint = torch.load(cut / 'epoch_2.pth', weights_only=False)
+    torch.save(checkpoint | dict(extra=Malice()), cut / 'epoch_2.pth')
+    with pytest.raises(ValueError, match='epoch_2.pth is refused: '):
+        train(quick_config(cut, resume=True))
+    assert not (cut / 'executed').exists()
+
+
+@pytest.mark.parametrize('name', ['metrics.json', 'progress.json', 'test_metrics.json', 'constants.json'])
+@pytest.mark.parametrize('content', [b'', b'{"metr', b'\xff\xfe', b'[]', b'null'])
+def test_damaged_small_files_end_no_resume(cut, name, content):
+    (cut / name).write_bytes(content)
+    train(quick_config(cut, resume=True))
+    assert json.loads((cut / 'metrics.json').read_text())['meta']['epoch'] == 3
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ValueError, match='the work directory .*file/run cannot be written to, since .*file is a file'):
+        train(quick_config(tmp_path / 'file/run'))
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{"sou', b'\xff', b'[]', b'null', b'{"source": 1, "metrics": {}}', b'{"source": "x"}']
+)
+def test_damaged_constants_are_computed_again(tmp_path, content, capsys):
+    file = tmp_path / 'constants.json'
+    assert _read_constants(file) is None
+    file.write_bytes(content)
+    assert _read_constants(file) is None and 'constants.json is damaged' in capsys.readouterr().out
+    file.write_text('{"source": "x", "metrics": {"a/rmse": 1.0}}')
+    assert _read_constants(file)['metrics'] == {'a/rmse': 1.0}
