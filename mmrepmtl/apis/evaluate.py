@@ -9,7 +9,6 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
     comparison_table,
@@ -21,6 +20,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS
+from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 
 
 def evaluate(
@@ -51,9 +51,10 @@ def evaluate(
         ValueError: If the checkpoint is refused or does not fit the model.
     """
     prepare_launch(cfg)
-    state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
-    runner = Runner.from_cfg(cfg)
+    with trust_checkpoints(trust_checkpoint):
+        state = load_checkpoint(checkpoint)
+        runner = Runner.from_cfg(cfg)
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})

@@ -11,8 +11,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmrepmtl.apis.evaluate import load_weights
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.registry import DATASETS, MODELS
+from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 
 
 def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None) -> tuple[Config, Path]:
@@ -73,7 +73,12 @@ def load_model(
         FileNotFoundError: If there is no such file.
         ValueError: If the checkpoint is refused or does not fit the model.
     """
-    state = load_checkpoint(checkpoint, trust=trust_checkpoint)
+    with trust_checkpoints(trust_checkpoint):
+        return _build(cfg, checkpoint, device)
+
+
+def _build(cfg: Config, checkpoint: str | Path, device: str | torch.device | None) -> tuple[nn.Module, dict[str, Any]]:
+    state = load_checkpoint(checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     config = copy.deepcopy(cfg.model)
     encoder = config.get('encoder', {})

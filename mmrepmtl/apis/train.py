@@ -9,10 +9,10 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
+from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 
 
 def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
@@ -29,11 +29,11 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
     start = cfg.get('load_from')
     if cfg.get('resume') and start is None:
         start = find_latest_checkpoint(cfg.work_dir)
-    if start is not None and not trust_checkpoint:
-        # mmengine would fall back to unpickling whatever the file holds.
-        load_checkpoint(start)
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    with trust_checkpoints(trust_checkpoint):
+        if start is not None and '://' not in str(start):
+            load_checkpoint(start)  # so that a checkpoint that is none ends the run before the data is looked at
+        runner = Runner.from_cfg(cfg)
+        runner.train()
     return metrics_of(runner)
 
 

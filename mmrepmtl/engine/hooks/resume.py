@@ -2,28 +2,12 @@
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.methods.regularizer import num_processes
 from mmrepmtl.registry import HOOKS
-
-
-def _compare_schedules(runner, checkpoint: dict) -> None:
-    """Warns where mmengine would go on with the old learning rates without a word."""
-    text = checkpoint.get('meta', {}).get('cfg')
-    if not text:
-        return
-    old = Config.fromstring(text, file_format='.py')
-    for key in ('train_cfg', 'param_scheduler'):
-        if old.get(key) != runner.cfg.get(key):
-            runner.logger.warning(
-                f'ResumeHook: {key} is {runner.cfg.get(key)} now and was {old.get(key)}; the schedule of the '
-                'checkpoint goes on, and one that has ended stays ended. Use load_from to start a new '
-                'schedule from these weights'
-            )
 
 
 def _plain_buffer(buffer: HistoryBuffer) -> dict:
@@ -62,7 +46,6 @@ class ResumeHook(Hook):
         states = checkpoint.get('random_states')
         if not runner._resume:
             return
-        _compare_schedules(runner, checkpoint)
         if states is None:
             runner.logger.warning(
                 'ResumeHook: the checkpoint holds no random states; the resumed run will differ from an '

@@ -9,11 +9,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import delta_p_task, higher_is_better
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 from mmrepmtl.registry import HOOKS
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import whole_file
 
 SELECTIONS = ('last', 'best-val', 'last10')

@@ -10,7 +10,7 @@ import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from .checkpoint import read_state_dict
+from mmrepmtl.utils.checkpoint import read_state_dict
 
 
 class TokenNet(FeatureGetterNet):
