@@ -11,6 +11,7 @@ from mmengine.utils import ProgressBar
 
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.inputs import find_inputs
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@in_one_line
 def main() -> int:
     args = parse_args()
     inferencer = MultiTaskInferencer(

@@ -9,6 +9,7 @@ from mmengine.config import DictAction
 from mmrepmtl.apis import evaluate, finish_launch, load_config
 from mmrepmtl.apis.config import check_comparable
 from mmrepmtl.evaluation import load_baseline, load_results
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@in_one_line
 def main() -> None:
     args = parse_args()
     cfg = load_config(

@@ -7,6 +7,7 @@ import os
 from mmengine.config import DictAction
 
 from mmrepmtl.apis import apply_selection, finish_launch, load_config, train, train_single_tasks
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,6 +61,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@in_one_line
 def main() -> None:
     args = parse_args()
     cfg = load_config(

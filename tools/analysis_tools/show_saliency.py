@@ -28,6 +28,7 @@ from mmrepmtl.apis.loading import load_model, target_declarations
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.command import in_one_line
 from mmrepmtl.visualization import write_picture
 from mmrepmtl.visualization.draw import to_picture
 
@@ -103,6 +104,7 @@ def maps_of(
     return describe(state, checkpoint), maps
 
 
+@in_one_line
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, data_root=args.data_root, cfg_options=args.cfg_options)
