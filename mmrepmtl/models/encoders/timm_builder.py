@@ -85,7 +85,8 @@ def create(name: str, **arguments: Any) -> nn.Module:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f'checkpoint_path does not fit the timm model {name!r}: {error}') from error
+            reason = ' '.join(str(error).split())
+            raise ValueError(f'checkpoint_path does not fit the timm model {name!r}: {reason}') from error
     return model
 
 
