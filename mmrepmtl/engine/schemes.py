@@ -44,12 +44,12 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
 
     Args:
         filename: The file.
-        map_location: As for ``torch.load``.
+        map_location: As for ``torch.load``; None means the CPU, which every machine has.
 
     Raises:
         CheckpointError: It is damaged, or holds more than data.
     """
-    content = read_checkpoint(filename, map_location)
+    content = read_checkpoint(filename, map_location or 'cpu')
     return content if is_trusted() else disarm_config_texts(content, filename)
 
 

@@ -282,6 +282,8 @@ def _refusal(path: Path, what: str) -> str:
 
 def _damage(path: Path, error: BaseException) -> str:
     reason = _shown(error)
+    if isinstance(error, MemoryError) or re.search(r'out of memory|allocate memory|deserialize object on', reason):
+        return f'the checkpoint {_shown(path)} cannot be loaded: {reason}'
     if isinstance(error, KeyError | EOFError | IndexError) or 'Unsupported operand' in reason:
         reason = 'it ends early or is no file of torch.save'
     record = re.search(r"Bad CRC-32 for file '(.*?)'", reason)

@@ -59,7 +59,7 @@ LOADS = {
 @pytest.mark.parametrize('way', LOADS)
 def test_mmengine_refuses_code_and_loads_it_where_it_is_trusted(evil, way):
     file, marker = evil
-    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds io.open'):
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
         LOADS[way](file)
     assert not marker.exists()
     with trust_checkpoints():
@@ -128,13 +128,13 @@ def test_what_comes_from_an_address_is_data_too(evil, tmp_path, server, monkeypa
     monkeypatch.setattr(f'{module}.get_mmcls_models', lambda: dict(net=f'{server}/evil.pth'))
     monkeypatch.setattr(f'{module}.get_external_models', lambda: dict(net=f'{server}/evil.pth'))
     for name in (f'{server}/evil.pth', 'torchvision://net', 'open-mmlab://net', 'openmmlab://net', 'mmcls://net'):
-        with pytest.raises(CheckpointError, match='evil.pth is refused: it holds io.open'):
+        with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
             _load_checkpoint(name)
     monkeypatch.setattr(
         'mmrepmtl.engine.schemes.get_file_backend',
         lambda *_, **__: type('Store', (), dict(get=lambda self, name: (tmp_path / 'evil.pth').read_bytes()))(),
     )
-    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds io.open'):
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
         _load_checkpoint('s3://bucket/evil.pth')
     assert not marker.exists()
 

@@ -108,9 +108,9 @@ def test_mmsegs_tools_run_nothing_from_a_checkpoint(files):
     folder, model, *_ = files
     config, marker = str(folder / 'config.py'), folder / 'marker'
     evil = str(hostile(folder / 'evil.pth', marker, state_dict=model.state_dict(), meta=dict(dataset_meta={})))
-    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds io.open'):
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
         MMSegInferencer(config, evil, device='cpu', show_progress=False)
-    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds io.open'):
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
         init_model(config, evil, device='cpu')
     torch.save(dict(state_dict={}, meta=dict(cfg=config_text(marker))), folder / 'text.pth')
     with pytest.raises(ValueError, match='text.pth is code and is not evaluated'):

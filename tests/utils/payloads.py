@@ -46,7 +46,7 @@ def payloads(marker: Path) -> dict[str, Any]:
 
 def hostile(path: Path, marker: Path, **content: Any) -> Path:
     """Writes a checkpoint that makes ``marker`` when something unpickles it; returns ``path``."""
-    torch.save(dict(content, extra=Call(open, str(marker), 'w')), path)
+    torch.save(dict(content, extra=Call(os.makedirs, str(marker), 0o777, True)), path)
     return path
 
 
