@@ -86,9 +86,7 @@ def test_mmengine_names_a_damaged_and_an_absent_file(tmp_path):
     content = bytearray((tmp_path / 'a.pth').read_bytes())
     content[content.index(b'part.linear')] ^= 1
     (tmp_path / 'a.pth').write_bytes(content)
-    with pytest.raises(
-        CheckpointError, match='a.pth is damaged .*: the checksum of its record a/data.pkl'
-    ):
+    with pytest.raises(CheckpointError, match='a.pth is damaged .*: the checksum of its record a/data.pkl'):
         mmengine_load_checkpoint(Net(), str(tmp_path / 'a.pth'))
     with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
         mmengine_load_checkpoint(Net(), str(tmp_path / 'b.pth'))
