@@ -14,7 +14,6 @@ from mmengine.runner import Runner
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import check_split, dataset_of, listed_metrics, metrics_of_split
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
     StreamingMetric,
@@ -28,6 +27,7 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 from mmrepmtl.registry import DATASETS, METRICS
+from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 from mmrepmtl.utils.config_types import name_types, plain_data
 from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
@@ -69,13 +69,14 @@ def evaluate(
         check_baseline(stl, _metric_keys(cfg))
     name_types(cfg)
     prepare_launch(cfg)
-    state = load_checkpoint(checkpoint, trust=trust_checkpoint)
     cfg.load_from, cfg.resume = None, False
     if is_main_process():
         for folder in filter(None, (cfg.work_dir, show_dir)):
             check_writable(folder)
         sweep_temporary(cfg.work_dir)
-    runner = Runner.from_cfg(_without_incomplete_parts(cfg))
+    with trust_checkpoints(trust_checkpoint):
+        state = load_checkpoint(checkpoint)
+        runner = Runner.from_cfg(_without_incomplete_parts(cfg))
     watch_ranks(cfg)
     register_run_hooks(runner)
     model = runner.model.module if runner.distributed else runner.model

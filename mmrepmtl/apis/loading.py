@@ -13,8 +13,8 @@ from torch import nn
 from mmrepmtl.apis.config_file import find_config, read_config
 from mmrepmtl.apis.evaluate import load_weights
 from mmrepmtl.apis.splits import loader_of
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.registry import DATASETS, MODELS
+from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 from mmrepmtl.utils.device import resolve_device
 
 
@@ -80,7 +80,12 @@ def load_model(
         ValueError: If the checkpoint is refused or does not fit the model, or this machine has no such device.
     """
     device = resolve_device(device)
-    state = load_checkpoint(checkpoint, trust=trust_checkpoint)
+    with trust_checkpoints(trust_checkpoint):
+        return _build(cfg, checkpoint, device)
+
+
+def _build(cfg: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
+    state = load_checkpoint(checkpoint)
     init_default_scope(cfg.get('default_scope', 'mmrepmtl'))
     config = copy.deepcopy(cfg.model)
     encoder = config.get('encoder') or {}

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.checkpoint import INTERRUPTED, LAST_CHECKPOINT, name_last
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
 from mmrepmtl.engine.resumable import check_complete
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import sweep_temporary
 from mmrepmtl.utils.folders import check_writable
 
@@ -59,7 +59,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         sweep_temporary(folder)
     start = cfg.get('load_from')
     if not cfg.get('resume'):
-        if start is not None:
+        if start is not None and '://' not in str(start):
             load_checkpoint(start, trust=trust_checkpoint)
         return _set_aside(cfg, [*_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
     if start is not None:

@@ -19,6 +19,7 @@ from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
 from mmrepmtl.registry import HOOKS
+from mmrepmtl.utils.checkpoint import trust_checkpoints
 from mmrepmtl.utils.config_types import find_type, name_types
 
 
@@ -37,18 +38,19 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
     check_training(cfg)
     name_types(cfg)
     prepare_launch(cfg)
-    notes = prepare_start(cfg, trust_checkpoint)
-    _complete_hooks(cfg)
-    try:
-        runner = Runner.from_cfg(cfg)
-    except Exception:
-        print(*notes, sep='\n', file=sys.stderr)
-        raise
-    watch_ranks(cfg)
-    register_run_hooks(runner)
-    for note in notes:
-        runner.logger.warning(note)
-    runner.train()
+    with trust_checkpoints(trust_checkpoint):
+        notes = prepare_start(cfg)
+        _complete_hooks(cfg)
+        try:
+            runner = Runner.from_cfg(cfg)
+        except Exception:
+            print(*notes, sep='\n', file=sys.stderr)
+            raise
+        watch_ranks(cfg)
+        register_run_hooks(runner)
+        for note in notes:
+            runner.logger.warning(note)
+        runner.train()
     barrier()  # the first rank writes the files that all of them may read next
     return metrics_of(runner)
 

@@ -11,6 +11,7 @@ from mmengine.config import DictAction
 
 from mmrepmtl.apis import load_config
 from mmrepmtl.apis.dataset_check import SPLITS, check_dataset
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -28,6 +29,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return parser.parse_args(argv)
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

@@ -29,6 +29,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
     )
+    parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
     return parser.parse_args(argv)
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None, quickstart:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         inferencer = MultiTaskInferencer(
-            args.config_or_workdir or quickstart, args.checkpoint, args.device, size=args.size
+            args.config_or_workdir or quickstart, args.checkpoint, args.device, args.trust_checkpoint, args.size
         )
         serve(inferencer, args.host, args.port)
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mmrepmtl.apis.export import OnnxExport, export_onnx
 from mmrepmtl.apis.onnx_check import BATCHES
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -52,6 +53,7 @@ def show(export: OnnxExport) -> str:
     return '\n'.join(lines)
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

@@ -12,6 +12,7 @@ from mmengine.utils import ProgressBar
 
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.inputs import MAX_PIXELS, find_inputs
+from mmrepmtl.utils.command import in_one_line
 from mmrepmtl.utils.text import one_line
 
 
@@ -43,6 +44,7 @@ def refuse(error: Exception, status: int) -> int:
     return status
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     for stream in (sys.stdout, sys.stderr):

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from mmrepmtl.apis import describe_methods
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -12,6 +13,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return parser.parse_args(argv)
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     methods = describe_methods(parse_args(argv, prog).config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrepmtl.apis import evaluate, load_config, train
 from mmrepmtl.evaluation import save_results
+from mmrepmtl.utils.command import in_one_line
 
 CONFIG = 'synth_rooms/quickstart'
 
@@ -19,6 +20,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return parser.parse_args(argv)
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

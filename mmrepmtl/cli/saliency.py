@@ -28,6 +28,7 @@ from mmrepmtl.apis.splits import dataset_of, picture_dataset
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.command import in_one_line
 from mmrepmtl.utils.device import device_argument
 from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.visualization import write_picture
@@ -107,6 +108,7 @@ def maps_of(
     return describe(state, checkpoint), maps
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

@@ -11,6 +11,7 @@ from mmrepmtl.apis import evaluate, finish_launch, load_config
 from mmrepmtl.apis.config import check_comparable
 from mmrepmtl.apis.splits import check_split
 from mmrepmtl.evaluation import load_baseline, load_results
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -33,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return args
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

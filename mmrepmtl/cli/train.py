@@ -8,6 +8,7 @@ from mmengine.config import DictAction
 
 from mmrepmtl.apis import apply_selection, finish_launch, load_config, train, train_single_tasks
 from mmrepmtl.engine import Interrupted
+from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -61,6 +62,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     return args
 
 
+@in_one_line
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """Runs the command; ``argv`` are its arguments, by default those of the process."""
     args = parse_args(argv, prog)

@@ -1,6 +1,7 @@
 from . import storage
 from .hooks import CheckpointHook, Interrupted, InterruptHook, MetricsFileHook, ResumeHook, SelectionHook
 from .optim_wrapper import MultiTaskOptimWrapper
+from .schemes import register_schemes
 from .separate import MultiTaskOptimWrapperDict, SeparateOptimizers
 
 __all__ = [
@@ -15,3 +16,5 @@ __all__ = [
     'SeparateOptimizers',
     'storage',
 ]
+
+register_schemes()

@@ -54,8 +54,8 @@ def test_what_is_missing_in_a_work_directory_is_said(run, trained, tmp_path):
 
 def test_a_checkpoint_with_code_is_refused_unless_trusted(run, tmp_path):
     state = torch.load(run[1], weights_only=True)
-    torch.save(state | dict(extra=Path('x')), tmp_path / 'code.pth')
-    with pytest.raises(ValueError, match='is refused'):
+    torch.save(state | dict(extra=torch.nn.Identity()), tmp_path / 'code.pth')
+    with pytest.raises(ValueError, match='code.pth is refused: it holds torch.nn.modules.linear.Identity'):
         MultiTaskInferencer(run[0], tmp_path / 'code.pth', device='cpu')
     assert MultiTaskInferencer(run[0], tmp_path / 'code.pth', device='cpu', trust_checkpoint=True)
 

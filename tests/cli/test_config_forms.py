@@ -16,8 +16,8 @@ from mmrepmtl.apis.config_file import available_configs, read_config
 from mmrepmtl.apis.dataset_check import check_dataset
 from mmrepmtl.apis.demo import Demo, _heading
 from mmrepmtl.apis.train import single_task_config
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import load_results
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.cli.harness import CLASSES, METRICS, SHORT, TINY, inherited, run
 from tests.tools import own_parts
 

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.engine.toy import ToyModel, make_batch
 
 

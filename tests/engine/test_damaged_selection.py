@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.selection import HISTORY_KEY, SelectionHook
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.tools.test_selection import make_runner, metrics_at
 
 DAMAGE = [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import load_results
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.engine.exact_runs import Stop, StopHook, differences, merged, run, toy_config
 
 

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.random_state import random_state, set_random_state
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.engine.test_optim_wrapper import REP, run, wrap
 from tests.engine.toy import make_batch, make_model, max_difference
 
@@ -192,35 +191,3 @@ def test_how_often_one_validates_does_not_change_the_training(tmp_path):
         parameters(tmp_path / 'often/epoch_2.pth'), parameters(tmp_path / 'never/epoch_2.pth'), strict=True
     ):
         assert torch.equal(a, b), name
-
-
-class Malice:
-    def __reduce__(self):
-        return print, ('this ran',)
-
-
-def test_checkpoints_that_could_run_code_or_are_damaged_are_refused(tmp_path, capfd):
-    torch.save(dict(state_dict={}, extra=Malice()), tmp_path / 'bad.pth')
-    with pytest.raises(ValueError, match=r'bad.pth is refused: .*print.*--trust-checkpoint'):
-        load_checkpoint(tmp_path / 'bad.pth')
-    assert 'this ran' not in capfd.readouterr().out
-    load_checkpoint(tmp_path / 'bad.pth', trust=True)
-    assert 'this ran' in capfd.readouterr().out
-    (tmp_path / 'cut.pth').write_bytes((tmp_path / 'bad.pth').read_bytes()[:100])
-    with pytest.raises(ValueError, match='cut.pth is damaged'):
-        load_checkpoint(tmp_path / 'cut.pth')
-    with pytest.raises(FileNotFoundError, match='no checkpoint .*none.pth'):
-        load_checkpoint(tmp_path / 'none.pth')
-    torch.save([1], tmp_path / 'list.pth')
-    with pytest.raises(ValueError, match='list.pth is no checkpoint of mmengine'):
-        load_checkpoint(tmp_path / 'list.pth')
-
-
-def test_a_longer_schedule_on_resume_is_pointed_out(tmp_path):
-    short = dict(experiment_name='short', train_cfg=dict(by_epoch=True, max_epochs=1))
-    Runner.from_cfg(Config(config(tmp_path, **short))).train()
-    runner = Runner.from_cfg(Config(config(tmp_path, experiment_name='long', resume=True)))
-    warnings = []
-    runner.logger.warning = lambda message, *args: warnings.append(message)
-    runner.train()
-    assert any('train_cfg' in w and 'the schedule of the checkpoint goes on' in w for w in warnings)

@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmrepmtl.apis import load_config
 from mmrepmtl.engine import MultiTaskOptimWrapper
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.models import TimmEncoder
 from mmrepmtl.models.encoders.recomputation import Recomputation
 from mmrepmtl.registry import MODELS
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.distributed.launch import run_processes
 from tests.models.encoder_zoo import ENCODERS
 from tests.models.toy import head_configs, make_images, make_sample

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 pytest.importorskip('mmseg', reason='mmseg is not installed')
 
 from mmrepmtl.mmseg import MultiTaskLocalVisualizer
+from mmrepmtl.utils.checkpoint import CheckpointError, trust_checkpoints
 from mmrepmtl.visualization import colour_depth, colour_normals
 from tests.models.mmseg_samples import (
     NUM_CLASSES,
@@ -26,6 +27,7 @@ from tests.models.mmseg_samples import (
     pair,
     picture,
 )
+from tests.utils.payloads import config_text, hostile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +100,25 @@ def test_the_inferencer_predicts_draws_and_writes(files):
     normals = colour_normals(wanted['normal'].numpy())
     assert np.abs(drawn[64:96, :, ::-1].astype(int) - normals).max() <= 2
     assert (folder / 'out/pred/00000000_pred.png').is_file()
+
+
+def test_mmsegs_tools_run_nothing_from_a_checkpoint(files):
+    from mmseg.apis import MMSegInferencer, init_model
+
+    folder, model, *_ = files
+    config, marker = str(folder / 'config.py'), folder / 'marker'
+    evil = str(hostile(folder / 'evil.pth', marker, state_dict=model.state_dict(), meta=dict(dataset_meta={})))
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
+        MMSegInferencer(config, evil, device='cpu', show_progress=False)
+    with pytest.raises(CheckpointError, match='evil.pth is refused: it holds os.makedirs'):
+        init_model(config, evil, device='cpu')
+    torch.save(dict(state_dict={}, meta=dict(cfg=config_text(marker))), folder / 'text.pth')
+    with pytest.raises(ValueError, match='text.pth is code and is not evaluated'):
+        MMSegInferencer(weights=str(folder / 'text.pth'), device='cpu', show_progress=False)
+    assert not marker.exists()
+    with trust_checkpoints():
+        init_model(config, evil, device='cpu')
+    assert marker.exists()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmrepmtl.apis import available_methods, load_config, train
-from mmrepmtl.engine.checkpoint import load_checkpoint
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.tools.test_tools import TINY
 
 METHODS = [name for name in available_methods(TINY) if name != 'stl']

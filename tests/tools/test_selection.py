@@ -13,10 +13,10 @@ import torch
 from mmrepmtl.apis import apply_selection, evaluate, load_config, train, train_single_tasks
 from mmrepmtl.apis import config as api
 from mmrepmtl.apis.selection import validates_on_test_set
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.engine.hooks.selection import SelectionHook
 from mmrepmtl.evaluation import delta_p_task, load_results
+from mmrepmtl.utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / 'tests/tools/tiny.py'

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mmrepmtl.apis import available_methods, load_config
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.evaluation import delta_p_task, load_results
+from mmrepmtl.utils.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / 'tests/tools/tiny.py'

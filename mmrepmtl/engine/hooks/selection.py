@@ -10,11 +10,11 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.checkpoint import save_checkpoint, weights_to_cpu
 from torch import Tensor, nn
 
-from mmrepmtl.engine.checkpoint import load_checkpoint
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook, epoch_of
 from mmrepmtl.evaluation import delta_p_task, higher_is_better
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 from mmrepmtl.registry import HOOKS
+from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import whole_file
 
 SELECTIONS = ('last', 'best-val', 'last10')

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from .checkpoint import read_state_dict
+from mmrepmtl.utils.checkpoint import read_state_dict
+
+#: Weights of JAX models, which timm reads by NumPy, without pickles.
+_ARRAY_FILES = ('.npz', '.npy')
 
 
 class TokenNet(FeatureGetterNet):
@@ -69,13 +73,40 @@ def create(name: str, **arguments: Any) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f'; did you mean one of {close}?' if close else '; timm.list_models() lists them'
         raise ValueError(f'timm {timm.__version__} has no model {name!r}{hint}')
+    arguments, weights = _read_files(arguments)
     # timm reports what a model does not support in as many ways as it has models: assertions, lookups, arguments.
     try:
-        return timm.create_model(name, **arguments)
+        model = timm.create_model(name, **arguments)
     except (AssertionError, IndexError, NotImplementedError, TypeError) as error:
         hidden = ('pretrained', 'feature_cls')
         settings = {key: value for key, value in arguments.items() if not key.startswith(hidden)}
         raise ValueError(f'timm cannot build {name!r} with {settings}: {type(error).__name__}: {error}') from error
+    if weights is not None:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = ' '.join(str(error).split())
+            raise ValueError(f'checkpoint_path does not fit the timm model {name!r}: {reason}') from error
+    return model
+
+
+def _read_files(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """Reads the files that timm would read itself, which checks them less and knows no ``--trust-checkpoint``.
+
+    Returns:
+        The arguments without files (``pretrained_cfg`` then holds the weights), and the weights of ``checkpoint_path``.
+    """
+    arguments = dict(arguments)
+    for key in ('pretrained_cfg', 'pretrained_cfg_overlay'):
+        settings = arguments.get(key)
+        file = settings.get('file') if isinstance(settings, Mapping) else None
+        if file and Path(file).suffix not in _ARRAY_FILES:
+            arguments[key] = {**settings, 'file': None, 'state_dict': read_state_dict(file)}
+    file = arguments.get('checkpoint_path')
+    if not file or Path(file).suffix in _ARRAY_FILES:
+        return arguments, None
+    del arguments['checkpoint_path']
+    return arguments, read_state_dict(file)
 
 
 def create_from_checkpoint(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
