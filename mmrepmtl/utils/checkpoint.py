@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         MissingCheckpointError: There is no such file; also a FileNotFoundError.
         CheckpointError: It is damaged or cannot be read, or holds something else than data; also a ValueError.
     """
-    path, trust = Path(path).expanduser(), trust or is_trusted()
+    path, trust = Path(os.path.expanduser(path)), trust or is_trusted()
     _check_file(path)
     if path.suffix == '.safetensors':
         return _read_safetensors(path, map_location)
@@ -124,6 +124,9 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> dict:
         if not isinstance(checkpoint.get(key, {}), dict):
             kind = type(checkpoint[key]).__name__
             raise CheckpointError(f'{_shown(path)} is no checkpoint of mmengine: its {key} is no dict but of {kind}')
+    strange = next((key for key in checkpoint['state_dict'] if not isinstance(key, str)), None)
+    if strange is not None:
+        raise CheckpointError(f'{_shown(path)} is no checkpoint of mmengine: {_shown(strange)} is no parameter name')
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +61,10 @@ def evil(trained, tmp_path) -> tuple[Path, Path]:
 
 
 def _resume_last(file: Path) -> list:
-    work_dir = file.parent / 'elsewhere'
+    work_dir = file.parent / 'work'
     work_dir.mkdir()
-    (work_dir / 'last_checkpoint').write_text(str(file))
+    shutil.copy(file, work_dir / 'epoch_1.pth')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
     return ['train.py', TINY, '--work-dir', work_dir, '--resume', *options()]
 
 
@@ -116,7 +118,12 @@ def test_a_tool_refuses_code_in_one_line_and_runs_it_only_if_trusted(monkeypatch
     if place == 'export':  # prints its own line
         assert refusal == 1
     else:
-        named = 'encoder.pth' if place in ('train, encoder', 'train, file of timm') else 'evil.pth'
+        other = {
+            'train, encoder': 'encoder.pth',
+            'train, file of timm': 'encoder.pth',
+            'train, resume last_checkpoint': 'epoch_1.pth',
+        }
+        named = other.get(place, 'evil.pth')
         assert isinstance(refusal, str) and f'{named} is refused: it holds os.makedirs,' in refusal
         assert '\n' not in refusal and '--trust-checkpoint' in refusal
 
@@ -129,6 +136,16 @@ def test_a_tool_loads_code_if_it_is_trusted(monkeypatch, evil, place):
     command.insert(2, '--trust-checkpoint')
     assert call(monkeypatch, *command) in (None, 0)
     assert marker.exists()
+
+
+def test_a_last_checkpoint_that_names_another_place_runs_nothing(monkeypatch, evil):
+    """Whether it is refused or passed over; the run has no checkpoint of its own."""
+    file, marker = evil
+    work_dir = file.parent / 'work'
+    work_dir.mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(file))
+    call(monkeypatch, 'train.py', TINY, '--work-dir', work_dir, '--resume', *options())
+    assert not marker.exists()
 
 
 def test_the_second_checkpoint_of_show_saliency_is_read_as_the_first(monkeypatch, evil, trained):

@@ -350,6 +350,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.save([1], tmp_path / 'list')
     torch.save(dict(state_dict=[1]), tmp_path / 'state')
     torch.save(dict(state_dict={}, meta='x'), tmp_path / 'meta')
+    torch.save(dict(state_dict={3: torch.ones(1)}), tmp_path / 'key')
     with zipfile.ZipFile(tmp_path / 'zip', 'w') as archive:
         archive.writestr('a.txt', 'hello')
     for name, reason in dict(
@@ -363,11 +364,12 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         list='is no checkpoint of mmengine: it has no state_dict',
         state='its state_dict is no dict',
         meta='its meta is no dict',
+        key='3 is no parameter name',
         zip='is damaged or no checkpoint',
     ).items():
         with pytest.raises(CheckpointError, match=f'{tmp_path / name} {reason}|{tmp_path / name}.*{reason}'):
             load_checkpoint(tmp_path / name)
-    for absent in (tmp_path / 'absent', tmp_path / 'text/below'):
+    for absent in (tmp_path / 'absent', tmp_path / 'text/below', '~nobody/a.pth'):
         with pytest.raises(MissingCheckpointError, match='there is no checkpoint'):
             load_checkpoint(absent)
     with pytest.raises(FileNotFoundError):
