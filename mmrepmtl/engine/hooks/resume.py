@@ -4,9 +4,11 @@ import json
 
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 
+from mmrepmtl.engine.last_checkpoint import find_checkpoint
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.engine.resumable import check_complete, check_fits
 from mmrepmtl.engine.run_settings import SETTINGS, compare_settings, run_settings
@@ -50,6 +52,20 @@ class ResumeHook(Hook):
         self._states: list[dict] | None = None
         self._restore: dict | None = None
         self._before_val: dict | None = None
+
+    def before_run(self, runner) -> None:
+        """Finds the checkpoint of a Runner that resumes without a name, which mmengine takes from one line of text."""
+        if not runner._resume or runner._load_from is not None:
+            return
+        notes: list[str] = []
+        cfg = runner.cfg if runner.cfg.get('work_dir') else Config(dict(work_dir=runner.work_dir))
+        found = find_checkpoint(cfg, notes=notes)
+        if found is None:
+            notes.append(f'there is no checkpoint in {runner.work_dir}, so the run starts anew')
+        else:
+            runner._load_from = str(found)
+        for note in notes:
+            runner.logger.warning(f'ResumeHook: {note}')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restores the log buffers; remembers the random states, if training is resumed, until it starts."""
