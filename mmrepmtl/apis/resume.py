@@ -79,6 +79,8 @@ def _results(cfg: Config) -> list[Path]:
 
 def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     """Keeps what another run, or this one after ``start``, has left where the run will write."""
+    if not _is_first(cfg):  # which moves what this would read
+        return []
     others = [path for path in run_checkpoints(cfg) if path.resolve() != start.resolve()]
     if start.resolve().parent not in [folder.resolve() for folder in checkpoint_folders(cfg)]:
         return _set_aside(cfg, [*others, *_results(cfg)], f'this one goes on from {start}')
@@ -89,8 +91,7 @@ def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
             if found is not None and found.iterations > progress.iterations:
                 later.append(path)
     notes = _set_aside(cfg, later, f'this one goes back to {start}')
-    if _is_first(cfg):
-        name_last(cfg.work_dir, os.path.abspath(start))
+    name_last(cfg.work_dir, os.path.abspath(start))
     return notes
 
 
