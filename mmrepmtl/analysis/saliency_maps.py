@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.checks import find_shared
-from mmrepmtl.engine.task_losses import TaskLosses, collect, resolve_prefixes
+from mmrepmtl.engine.task_losses import TaskLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.collectives import Ranks
 from mmrepmtl.methods.csa import as_positions
 from mmrepmtl.methods.rep_mtl import RepMTL
@@ -132,7 +132,7 @@ def _forward(model, inputs, data_samples, shared: str) -> tuple[TaskLosses, Shar
         raise ValueError(f'the module {shared!r} was not called, so there is no Z to differentiate by')
     capture.check_unmodified()
     height, width = batch['inputs'].shape[-2:]
-    return collect(outputs, resolve_prefixes(None, model), 'add', None), capture, (int(height), int(width))
+    return collect(outputs, resolve_prefixes(None, model), 'add', agreed_losses()), capture, (int(height), int(width))
 
 
 def _transformed(losses: TaskLosses, transform: str | None) -> dict[str, Tensor]:

@@ -1,17 +1,23 @@
 """Which checkpoint a run starts from, and what becomes of the files that an earlier run left in its work directory."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.config import Config
 
-from mmrepmtl.engine.hooks.checkpoint import INTERRUPTED, LAST_CHECKPOINT, name_last
+from mmrepmtl.engine.hooks.checkpoint import name_last
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
+from mmrepmtl.engine.last_checkpoint import (
+    LAST_CHECKPOINT,
+    checkpoint_folders,
+    examine,
+    find_checkpoint,
+    run_checkpoints,
+)
 from mmrepmtl.engine.resumable import check_complete
 from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import sweep_temporary
@@ -21,15 +27,6 @@ from mmrepmtl.utils.folders import check_writable
 RESULTS = (BEST_CHECKPOINT, HISTORY_FILE, 'metrics.json', 'test_metrics.json', 'progress.json')
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LISTED = 5
-
-
-class _Whole(NamedTuple):
-    """A checkpoint that a run can go on from; the later one is the greater one."""
-
-    iterations: int
-    epochs: int
-    written: float
-    path: Path
 
 
 def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
@@ -61,7 +58,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
     if not cfg.get('resume'):
         if start is not None and '://' not in str(start):
             load_checkpoint(start, trust=trust_checkpoint)
-        return _set_aside(cfg, [*_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
+        return _set_aside(cfg, [*run_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
     if start is not None:
         check_complete(load_checkpoint(start, trust=trust_checkpoint), start)
         return _go_on_from(cfg, Path(start), trust_checkpoint)
@@ -74,82 +71,6 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
     return notes + _set_aside(cfg, _results(cfg), 'it left no checkpoint')
 
 
-def find_checkpoint(cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None) -> Path | None:
-    """The checkpoint of a run to go on from.
-
-    Args:
-        cfg: Of the run.
-        trust_checkpoint: Load checkpoints that hold more than data.
-        notes: Takes what the log is to say.
-
-    Returns:
-        The file, or None if the run has not written any checkpoint.
-
-    Raises:
-        ValueError: If there are checkpoints, or there were, and none can be resumed: with the reason for each. If the
-            newest one could run code.
-    """
-    notes = [] if notes is None else notes
-    left_out: list[str] = []
-    named = _read_last(cfg, left_out, notes)
-    best = _examine(named, trust_checkpoint, left_out) if named else None
-    others = [path for path in _checkpoints(cfg) if path != named and path.name != LAST_CHECKPOINT]
-    if best is not None:
-        # A run may have been killed after it wrote one and before it named it.
-        since = Path(cfg.work_dir, LAST_CHECKPOINT).stat().st_mtime_ns
-        others = [path for path in others if path.stat().st_mtime_ns > since]
-    whole = [_examine(path, trust_checkpoint, left_out) for path in others]
-    best = max([found for found in (*whole, best) if found is not None], default=None)
-    if best is None and not left_out:
-        return None
-    if best is None:
-        raise ValueError(
-            f'--resume: {cfg.work_dir} has no checkpoint that can be resumed: {"; ".join(left_out)}. Give one with '
-            '--resume PATH, or start anew without --resume, which keeps these files in a folder of their own'
-        )
-    if best.path != named:
-        notes += [f'--resume: left out: {reason}' for reason in left_out]
-        notes.append(
-            f'--resume: goes on from {best.path}, the newest whole checkpoint (epoch {best.epochs}, iteration '
-            f'{best.iterations})'
-        )
-    return best.path
-
-
-def checkpoint_folders(cfg: Config) -> list[Path]:
-    """Where a run keeps its checkpoints: its work directory, and what its checkpoint hooks have as ``out_dir``."""
-    folders = [Path(cfg.work_dir)]
-    for hook in _saving_hooks(cfg):
-        out_dir = hook.get('out_dir')
-        if out_dir and '://' not in str(out_dir) and os.path.abspath(cfg.work_dir) != str(out_dir):
-            folders.append(Path(out_dir, Path(os.path.abspath(cfg.work_dir)).name))
-    return folders
-
-
-def _saving_hooks(cfg: Config) -> Iterator[Mapping[str, Any]]:
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    for hook in hooks:
-        if isinstance(hook, Mapping):
-            kind = hook.get('type')
-            if str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'CheckpointHook':
-                yield hook
-
-
-def _checkpoints(cfg: Config) -> list[Path]:
-    """The run's checkpoints by their names, damaged ones among them, and what names the last one."""
-    own = [hook['filename_tmpl'] for hook in _saving_hooks(cfg) if hook.get('filename_tmpl')]
-    templates = dict.fromkeys(['epoch_{}.pth', 'iter_{}.pth', *own])
-    patterns = [re.compile(r'0*\d+'.join(map(re.escape, re.split(r'\{[^}]*\}', text)))) for text in templates]
-    names = (INTERRUPTED, LAST_CHECKPOINT)
-    return [
-        path
-        for folder in checkpoint_folders(cfg)
-        if folder.is_dir()
-        for path in sorted(folder.iterdir())
-        if path.name in names or any(pattern.fullmatch(path.name) for pattern in patterns)
-    ]
-
-
 def _results(cfg: Config) -> list[Path]:
     found = [Path(cfg.work_dir, name) for name in RESULTS]
     for folder in checkpoint_folders(cfg):  # of CheckpointHook(save_best=...)
@@ -157,59 +78,21 @@ def _results(cfg: Config) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | None:
-    """What ``last_checkpoint`` names in the run's own folders; what is wrong with it goes to ``left_out``."""
-    file, folders = Path(cfg.work_dir, LAST_CHECKPOINT), checkpoint_folders(cfg)
-    try:
-        text = file.read_bytes().decode().strip()
-    except FileNotFoundError:
-        if _checkpoints(cfg):
-            left_out.append(f'{file} is missing')
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        left_out.append(f'{file} cannot be read ({error})')
-        return None
-    if not text or not text.isprintable() or len(text) > 4096:
-        left_out.append(f'{file} {"names no file" if text else "is empty"}')
-        return None
-    for own in (folder / Path(text).name for folder in folders):
-        if Path(text).name and own.is_file():
-            # A copied or moved run: its own checkpoints count, not those of the folder that it was made from.
-            if os.path.realpath(own) != os.path.realpath(text):
-                notes.append(f'--resume: {file} names {text}; the run was copied or moved, so {own} is used')
-            return own
-    left_out.append(f'{text}, which {file} names, is not in {" or ".join(map(str, folders))}')
-    return None
-
-
-def _examine(path: Path, trust: bool, left_out: list[str], refuse: bool = True) -> _Whole | None:
-    try:
-        checkpoint = load_checkpoint(path, trust=trust)
-        check_complete(checkpoint, path)
-    except (ValueError, OSError) as error:
-        text = str(error)
-        if refuse and re.search(r' is refused: (it holds|Unsupported (global|class))', text):
-            raise  # whole, but it could run code: an older one in its place would be a guess
-        left_out.append(text.partition(' To start a new run')[0].rstrip('.'))
-        return None
-    meta = checkpoint['meta']
-    return _Whole(meta['iter'], meta['epoch'], path.stat().st_mtime, path)
-
-
 def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     """Keeps what another run, or this one after ``start``, has left where the run will write."""
-    others = [path for path in _checkpoints(cfg) if path.resolve() != start.resolve()]
+    if not _is_first(cfg):  # which moves what this would read
+        return []
+    others = [path for path in run_checkpoints(cfg) if path.resolve() != start.resolve()]
     if start.resolve().parent not in [folder.resolve() for folder in checkpoint_folders(cfg)]:
         return _set_aside(cfg, [*others, *_results(cfg)], f'this one goes on from {start}')
-    progress, later = _examine(start, trust, []), []
+    progress, later = examine(start, trust, []), []
     for path in others:
         if path.name != LAST_CHECKPOINT:
-            found = _examine(path, trust, [], refuse=False)
+            found = examine(path, trust, [], refuse=False)
             if found is not None and found.iterations > progress.iterations:
                 later.append(path)
     notes = _set_aside(cfg, later, f'this one goes back to {start}')
-    if _is_first(cfg):
-        name_last(cfg.work_dir, os.path.abspath(start))
+    name_last(cfg.work_dir, os.path.abspath(start))
     return notes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from mmrepmtl.apis import train
 from mmrepmtl.apis.evaluate import _read_constants
@@ -274,3 +275,15 @@ def test_damaged_constants_are_computed_again(tmp_path, content, capsys):
     assert _read_constants(file) is None and 'constants.json is damaged' in capsys.readouterr().out
     file.write_text('{"source": "x", "metrics": {"a/rmse": 1.0}}')
     assert _read_constants(file)['metrics'] == {'a/rmse': 1.0}
+
+
+@pytest.mark.parametrize('damage', ['copied', 'lost', 'truncated'])
+def test_a_runner_of_mmengine_with_the_hook_finds_it_too(cut, runs, damage):
+    if damage == 'lost':
+        (cut / 'last_checkpoint').unlink()
+    elif damage == 'truncated':
+        DAMAGE['half'](cut / 'epoch_2.pth')
+    runner = Runner.from_cfg(quick_config(cut, resume=True))
+    runner.train()
+    assert equal_to_whole(cut, runs)
+    assert Path(runner._load_from) == cut / ('epoch_1.pth' if damage == 'truncated' else 'epoch_2.pth')

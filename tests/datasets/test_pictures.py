@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from mmrepmtl.datasets import MultiTaskCSVDataset, MultiTaskFolderDataset, pictures, readers
 from mmrepmtl.datasets.cityscapes import read_disparity
-from mmrepmtl.datasets.converting import Sample
+from mmrepmtl.datasets.conversion import Sample
 from mmrepmtl.datasets.pascal_context import read_coded_normals
 
 KINDS = dict(

@@ -226,6 +226,10 @@ def test_a_copy_deletes_nothing_in_the_folder_that_it_was_made_from(tmp_path):
     run(quick_config(tmp_path / 'old', train_cfg__max_epochs=2, **options))
     before = {path: path.read_bytes() for path in (tmp_path / 'old').rglob('*') if path.is_file()}
     shutil.copytree(tmp_path / 'old', tmp_path / 'new')
+    checkpoint = torch.load(tmp_path / 'new/epoch_2.pth', weights_only=False)
+    assert checkpoint['message_hub']['runtime_info']['best_ckpt'].startswith(str(tmp_path / 'old/best_'))
+    checkpoint['message_hub']['runtime_info']['best_score'] = -1e9  # so that a better one comes
+    torch.save(checkpoint, tmp_path / 'new/epoch_2.pth')
     train(quick_config(tmp_path / 'new', resume=True, train_cfg__max_epochs=5, **options))
     assert {path: path.read_bytes() for path in (tmp_path / 'old').rglob('*') if path.is_file()} == before
     assert len(list((tmp_path / 'new').glob('best_*'))) == 1

@@ -7,12 +7,10 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 
+from mmrepmtl.engine.last_checkpoint import INTERRUPTED, LAST_CHECKPOINT
 from mmrepmtl.registry import HOOKS
 from mmrepmtl.utils.files import sweep_temporary, sync_folder, whole_file
 from mmrepmtl.utils.folders import check_writable
-
-LAST_CHECKPOINT = 'last_checkpoint'
-INTERRUPTED = 'interrupted.pth'
 
 
 # In mmengine's own registry, so that configs of any scope, mmseg's own too, get it by the plain name.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
@@ -12,6 +13,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmrepmtl.engine.last_checkpoint import find_checkpoint
 from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.engine.resumable import check_complete, check_fits
@@ -76,8 +78,22 @@ class ResumeHook(Hook):
         self._validated = 0
 
     def before_run(self, runner) -> None:
-        """Puts the exact loop in place."""
+        """Puts the exact loop in place; finds the checkpoint of a Runner that resumes without a name.
+
+        mmengine would take that from one line of text.
+        """
         use_exact_loop(runner)
+        if not runner._resume or runner._load_from is not None:
+            return
+        notes: list[str] = []
+        cfg = runner.cfg if runner.cfg.get('work_dir') else Config(dict(work_dir=runner.work_dir))
+        found = find_checkpoint(cfg, notes=notes)
+        if found is None:
+            notes.append(f'there is no checkpoint in {runner.work_dir}, so the run starts anew')
+        else:
+            runner._load_from = str(found)
+        for note in notes:
+            runner.logger.warning(f'ResumeHook: {note}')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restores the log buffers; remembers the states, if training is resumed, until it starts."""

@@ -1,0 +1,147 @@
+"""The checkpoint that a run goes on from, whatever has happened to its folder."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from mmrepmtl.engine.resumable import check_complete
+from mmrepmtl.utils.checkpoint import load_checkpoint
+
+LAST_CHECKPOINT = 'last_checkpoint'
+INTERRUPTED = 'interrupted.pth'
+
+
+class WholeCheckpoint(NamedTuple):
+    """A checkpoint that a run can go on from; the later one is the greater one."""
+
+    iterations: int
+    epochs: int
+    written: float
+    path: Path
+
+
+def find_checkpoint(cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None) -> Path | None:
+    """The checkpoint of a run to go on from.
+
+    Args:
+        cfg: Of the run.
+        trust_checkpoint: Load checkpoints that hold more than data.
+        notes: Takes what the log is to say.
+
+    Returns:
+        The file, or None if the run has not written any checkpoint.
+
+    Raises:
+        ValueError: If there are checkpoints, or there were, and none can be resumed: with the reason for each. If the
+            newest one could run code.
+    """
+    notes = [] if notes is None else notes
+    left_out: list[str] = []
+    named = _read_last(cfg, left_out, notes)
+    best = examine(named, trust_checkpoint, left_out) if named else None
+    others = [path for path in run_checkpoints(cfg) if path != named and path.name != LAST_CHECKPOINT]
+    if best is not None:
+        # A run may have been killed after it wrote one and before it named it.
+        since = Path(cfg.work_dir, LAST_CHECKPOINT).stat().st_mtime_ns
+        others = [path for path in others if path.stat().st_mtime_ns > since]
+    whole = [examine(path, trust_checkpoint, left_out) for path in others]
+    best = max([found for found in (*whole, best) if found is not None], default=None)
+    if best is None and not left_out:
+        return None
+    if best is None:
+        raise ValueError(
+            f'--resume: {cfg.work_dir} has no checkpoint that can be resumed: {"; ".join(left_out)}. Give one with '
+            '--resume PATH, or start anew without --resume, which keeps these files in a folder of their own'
+        )
+    if best.path != named:
+        notes += [f'--resume: left out: {reason}' for reason in left_out]
+        notes.append(
+            f'--resume: goes on from {best.path}, the newest whole checkpoint (epoch {best.epochs}, iteration '
+            f'{best.iterations})'
+        )
+    return best.path
+
+
+def checkpoint_folders(cfg: Config) -> list[Path]:
+    """Where a run keeps its checkpoints: its work directory, and what its checkpoint hooks have as ``out_dir``."""
+    folders = [Path(cfg.work_dir)]
+    for hook in _saving_hooks(cfg):
+        out_dir = hook.get('out_dir')
+        if out_dir and '://' not in str(out_dir) and os.path.abspath(cfg.work_dir) != str(out_dir):
+            folders.append(Path(out_dir, Path(os.path.abspath(cfg.work_dir)).name))
+    return folders
+
+
+def _saving_hooks(cfg: Config) -> Iterator[Mapping[str, Any]]:
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    for hook in hooks:
+        if isinstance(hook, Mapping):
+            kind = hook.get('type')
+            if str(getattr(kind, '__name__', kind)).rpartition('.')[2] == 'CheckpointHook':
+                yield hook
+
+
+def run_checkpoints(cfg: Config) -> list[Path]:
+    """A run's checkpoints by their names, damaged ones among them, and the file that names the last one."""
+    own = [hook['filename_tmpl'] for hook in _saving_hooks(cfg) if hook.get('filename_tmpl')]
+    templates = dict.fromkeys(['epoch_{}.pth', 'iter_{}.pth', *own])
+    patterns = [re.compile(r'0*\d+'.join(map(re.escape, re.split(r'\{[^}]*\}', text)))) for text in templates]
+    names = (INTERRUPTED, LAST_CHECKPOINT)
+    return [
+        path
+        for folder in checkpoint_folders(cfg)
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.name in names or any(pattern.fullmatch(path.name) for pattern in patterns)
+    ]
+
+
+def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | None:
+    """What ``last_checkpoint`` names in the run's own folders; what is wrong with it goes to ``left_out``."""
+    file, folders = Path(cfg.work_dir, LAST_CHECKPOINT), checkpoint_folders(cfg)
+    try:
+        text = file.read_bytes().decode().strip()
+    except FileNotFoundError:
+        if run_checkpoints(cfg):
+            left_out.append(f'{file} is missing')
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        left_out.append(f'{file} cannot be read ({error})')
+        return None
+    if not text or not text.isprintable() or len(text) > 4096:
+        left_out.append(f'{file} {"names no file" if text else "is empty"}')
+        return None
+    for own in (folder / Path(text).name for folder in folders):
+        if Path(text).name and own.is_file():
+            # A copied or moved run: its own checkpoints count, not those of the folder that it was made from.
+            if os.path.realpath(own) != os.path.realpath(text):
+                notes.append(f'--resume: {file} names {text}; the run was copied or moved, so {own} is used')
+            return own
+    left_out.append(f'{text}, which {file} names, is not in {" or ".join(map(str, folders))}')
+    return None
+
+
+def examine(path: Path, trust: bool, left_out: list[str], refuse: bool = True) -> WholeCheckpoint | None:
+    """Reads a checkpoint to see whether a run can go on from it.
+
+    Args:
+        path: The file.
+        trust: Load it even if it holds more than data.
+        left_out: Takes the reason, if it cannot be resumed.
+        refuse: Raise the error of a file that could run code: an older one in its place would be a guess.
+    """
+    try:
+        checkpoint = load_checkpoint(path, trust=trust)
+        check_complete(checkpoint, path)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        if refuse and re.search(r' is refused: .*(it holds|Unsupported (global|class))', text):
+            raise
+        left_out.append(text.partition(' To start a new run')[0].rstrip('.'))
+        return None
+    meta = checkpoint['meta']
+    return WholeCheckpoint(meta['iter'], meta['epoch'], path.stat().st_mtime, path)
