@@ -31,17 +31,20 @@ class _ExactLoop:
             return
         # Twice: a validation draws random numbers, and so do hooks between here and the first batch.
         self.runner.call_hook('restore_random_states')
-        owed = self._between_epochs() and self._validation_due() and not self._validated()
-        if owed:
-            self.runner.logger.info(f'the validation after {self._where()} was not finished: it is done now')
+        validated = self._validated()
+        owed = self._between_epochs() and self._validation_due() and not validated
+        nothing_left = self._trained() and not owed and (self._between_epochs() or validated)
+        if not nothing_left:
             for hook in self.runner.hooks:
                 if isinstance(hook, CheckpointHook) and hook.last_ckpt is None:
-                    # Else mmengine would not note its new best score in the checkpoint.
+                    # Else mmengine would not note the best score of the next validation in the checkpoint.
                     hook.last_ckpt = self.runner.message_hub.runtime_info.get('last_ckpt')
+        if owed:
+            self.runner.logger.info(f'the validation after {self._where()} was not finished: it is done now')
             self.runner.val_loop.run()
-        if self._ended():
-            done = 'only the validation was left' if owed else 'nothing is left to do'
-            self.runner.logger.info(f'the run has ended with {self._where()}: {done}')
+        if self._trained():
+            left = 'nothing is left to do' if nothing_left else 'only the last validation was left'
+            self.runner.logger.info(f'the run has ended with iteration {self._iter}: {left}')
 
     def _validated(self) -> bool:
         """Whether every hook that looks after validations has had the one of this iteration."""
@@ -77,8 +80,11 @@ class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
         self._find_place()
         self._start()
         while self._epoch < self._max_epochs and not self.stop_training:
+            # A checkpoint of the last iteration of an epoch is older than what follows the epoch.
+            over = self.batches_done == len(self.dataloader) and self._validated()
             self.run_epoch()
-            self._validate_if_due()
+            if not over:
+                self._validate_if_due()
         self.runner.call_hook('after_train')
         return self.runner.model
 
@@ -113,6 +119,9 @@ class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
 
     def _ended(self) -> bool:
         return self._epoch >= self._max_epochs
+
+    def _trained(self) -> bool:
+        return self._epoch + (self.batches_done == len(self.dataloader)) >= self._max_epochs
 
     def _where(self) -> str:
         return f'epoch {self._epoch}'
@@ -151,6 +160,8 @@ class ExactIterLoop(_ExactLoop, IterBasedTrainLoop):
 
     def _ended(self) -> bool:
         return self._iter >= self._max_iters
+
+    _trained = _ended
 
     def _where(self) -> str:
         return f'iteration {self._iter}'
