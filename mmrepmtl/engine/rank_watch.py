@@ -92,6 +92,11 @@ class RankWatch:
         self._stop.set()
         self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread.is_alive()
+
     # ---- the thread ----
 
     def _run(self) -> None:
@@ -277,7 +282,7 @@ def start_watch(timeout: float) -> None:
         timeout: How long a rank may wait for the others (s).
     """
     global _watch
-    if _watch is not None or not dist.is_initialized() or dist.get_world_size() == 1:
+    if (_watch is not None and _watch.alive) or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     # A connection of its own: one that the main thread waits on serves nobody else.
     default = dist.distributed_c10d._get_default_store()

@@ -148,8 +148,9 @@ def test_one_wait_beyond_the_bound_is(monkeypatch):
 def test_a_stopped_watch_ends_its_thread():
     spy = RankWatch(dist.HashStore(), 0, 2, 1.0, lambda status: None, lambda: LOADER)
     spy.start()
+    assert spy.alive
     spy.stop()
-    assert not spy._thread.is_alive()
+    assert not spy.alive
 
 
 def test_a_store_that_is_gone_ends_the_watch_and_says_so(capsys):
@@ -160,7 +161,7 @@ def test_a_store_that_is_gone_ends_the_watch_and_says_so(capsys):
     spy = RankWatch(Gone(), 1, 2, 1.0, lambda status: None, lambda: LOADER)
     spy.start()
     spy._thread.join(30)
-    assert not spy._thread.is_alive()
+    assert not spy.alive
     assert 'rank watch of rank 1: the store is gone, so it ends: Connection reset' in capsys.readouterr().err
 
 
