@@ -26,7 +26,7 @@ def test_a_folder_of_pictures_and_videos(tool, inferencer, tmp_path, capsys):
     assert [source.count for source in find_inputs(folder)] == [1, 3, 1, 1, 1, 2]
     assert tool(folder, '--out-dir', tmp_path / 'out', '--batch-size', 4) == 1
     out = capsys.readouterr().out
-    assert '7 predicted, 2 failed' in out, out and out.count('cannot be read as a video') == 2
+    assert '7 predicted, 2 failed' in out and out.count('cannot be read as a video') == 2
     sheets = sorted(path.name for path in (tmp_path / 'out/visualization').iterdir())
     assert sheets == ['a.png', 'clip.mp4', 'clip_2.png', 'wide%03d.mp4']
     assert len(read_frames(tmp_path / 'out/visualization/clip.mp4')) == 3
