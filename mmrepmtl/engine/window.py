@@ -13,6 +13,9 @@ from mmrepmtl.engine.checks import unwrap
 from mmrepmtl.engine.nonfinite import NonFinite
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 
+#: What RepMTL reports of its last measurement.
+_SHOWN = ('_values', '_squares')
+
 
 def window_state(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, dict]:
     """The gradients so far of this rank and what the method has counted, as plain data and tensors.
@@ -61,6 +64,13 @@ def _state(wrapper: OptimWrapper) -> dict:
     state: dict[str, Any] = dict(columns=[index[id(p)] for p in rows.parameters]) if rows and rows.parameters else {}
     if getattr(wrapper, '_aggregation', None) is not None and wrapper._aggregation.weights_T is not None:
         state['weights_T'] = wrapper._aggregation.weights_T.cpu()  # the log shows them until the next step
+    # A regulariser shows what it measured last in the steps that it leaves out.
+    shown = [
+        {name: {key: value.detach().cpu() for key, value in getattr(one, name, {}).items()} for name in _SHOWN}
+        for one in _regularizers(wrapper)
+    ]
+    if any(values for one in shown for values in one.values()):
+        state['shown'] = shown
     if not is_open(wrapper):
         return state
     state['grads'] = [None if p.grad is None else p.grad.detach().cpu() for p in _parameters(wrapper)]
@@ -95,6 +105,9 @@ def _load(wrapper: OptimWrapper, state: Mapping[str, Any]) -> None:
         _load_columns(wrapper, rows, [parameters[i] for i in state['columns']])
     if 'weights_T' in state and getattr(wrapper, '_aggregation', None) is not None:
         wrapper._aggregation.weights_T = state['weights_T'].to(parameters[0].device)
+    for one, shown in zip(_regularizers(wrapper), state.get('shown', []), strict=False):
+        for name in _SHOWN if hasattr(one, '_values') else ():
+            setattr(one, name, {key: value.to(parameters[0].device) for key, value in shown[name].items()})
     if 'grads' not in state:
         return
     if not is_open(wrapper):
@@ -137,6 +150,10 @@ def _load_aggregation(aggregation: Any, state: Mapping[str, Any], parameters: Se
     for batch, t, row in state['rows']:
         rows.buffer[batch, t] = row.to(device)
         rows._written.add((batch, t))
+
+
+def _regularizers(wrapper: OptimWrapper) -> list:
+    return list(getattr(wrapper, 'regularizers', []))
 
 
 def _rows(wrapper: OptimWrapper) -> Any:
