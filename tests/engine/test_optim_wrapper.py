@@ -98,7 +98,7 @@ def test_representation_level_trains_the_encoder_with_the_weights_of_z():
 
 # Allowed median over seeds of the deviation, as a share of how far float32 moved the parameters in one step. A median,
 # because the penalty is not smooth (|s_t| in its denominator): on one batch in five it magnifies rounding tenfold. Over
-# many seeds, because processors round bfloat16 differently: over 7 of them the median of one was below 0.12, of another 0.17.
+# many seeds, because processors round bfloat16 differently: over 7 the median of one was below 0.12, of another 0.17.
 TOLERANCE = {'ew-log': dict(bf16=0.03, fp16=0.003), 'rep': dict(bf16=0.12, fp16=0.03)}
 SEEDS = 25
 
