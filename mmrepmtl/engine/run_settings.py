@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
@@ -86,11 +86,14 @@ def _loader_facts(loader: DataLoader) -> dict[str, Any]:
 
 
 def _optimizer_facts(wrapper) -> dict[str, Any]:
-    wrappers = dict(wrapper.items()) if not isinstance(wrapper, OptimWrapper) else {'': wrapper}
+    several = isinstance(wrapper, OptimWrapperDict)
+    wrappers = dict(wrapper.items()) if several else {'': wrapper}
+    # What a method learns is in a group of its own, which may come with the first batch only.
+    learning = getattr(wrapper, 'weighting_optimizer', '') if getattr(wrapper, '_has_learned', False) else None
     facts: dict[str, Any] = {}
     for name, one in wrappers.items():
         groups = one.optimizer.param_groups
-        if getattr(one, '_has_learned', False):  # a method's own, which may come with the first batch only
+        if name == learning:
             groups = groups[:-1]
         end = f'.{name}' if name else ''
         facts[f'optimizer{end}'] = type(one.optimizer).__name__
