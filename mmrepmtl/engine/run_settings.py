@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 SETTINGS = 'run_settings'
 """Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""
@@ -42,7 +42,15 @@ WITHOUT_EFFECT = (
     'checkpoint',
 )
 # Restored with the optimizer and the schedulers, so the new value has no effect.
-RESTORED = ('lr', 'weight_decay', 'optim_wrapper.optimizer.', 'optim_wrapper.paramwise_cfg', 'param_scheduler', 'seed')
+RESTORED = (
+    'lr',
+    'weight_decay',
+    'optim_wrapper.optimizer.',
+    'optim_wrapper.optimizers.',
+    'optim_wrapper.paramwise_cfg',
+    'param_scheduler',
+    'seed',
+)
 LISTED, LENGTH = 12, 160
 
 
