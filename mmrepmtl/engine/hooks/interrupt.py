@@ -15,8 +15,8 @@ from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmrepmtl.engine.hooks.checkpoint import CheckpointHook, name_last
 from mmrepmtl.engine.hooks.resume import ResumeHook
+from mmrepmtl.engine.hooks.saving import CheckpointHook, name_last
 from mmrepmtl.engine.last_checkpoint import INTERRUPTED
 from mmrepmtl.methods.regularizer import num_processes
 from mmrepmtl.registry import HOOKS
