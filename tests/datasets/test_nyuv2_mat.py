@@ -9,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.selection import validates_on_test_set
+from mmrepmtl.apis.select_checkpoint import validates_on_test_set
 from mmrepmtl.datasets import NYUv2Dataset
 from mmrepmtl.datasets.nyuv2_mat import NYUv2Mat
 from tests.datasets.nyuv2_files import SIZE, SPLITS, make_image, write_labelled_mat, write_official

@@ -12,7 +12,7 @@ import torch
 
 from mmrepmtl.apis import apply_selection, evaluate, load_config, train, train_single_tasks
 from mmrepmtl.apis import config as api
-from mmrepmtl.apis.selection import validates_on_test_set
+from mmrepmtl.apis.select_checkpoint import validates_on_test_set
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.engine.hooks.selection import SelectionHook
 from mmrepmtl.evaluation import delta_p_task, load_results

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmrepmtl.analysis.saliency_maps import saliency_maps
 from mmrepmtl.analysis.saliency_sheet import saliency_sheet
-from mmrepmtl.apis.demo_panels import panel_size as demo_panel_size
+from mmrepmtl.demo.prediction_panels import panel_size as demo_panel_size
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import task_sheet
 from mmrepmtl.visualization.draw import MAX_HEIGHT, panel_size, panel_width, prediction_grid

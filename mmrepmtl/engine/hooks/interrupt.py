@@ -16,8 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 
-from mmrepmtl.engine.hooks.checkpoint import CheckpointHook, name_last
 from mmrepmtl.engine.hooks.resume import ResumeHook
+from mmrepmtl.engine.hooks.saving import CheckpointHook, name_last
 from mmrepmtl.engine.last_checkpoint import INTERRUPTED
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 from mmrepmtl.methods.collectives import num_processes
