@@ -192,7 +192,7 @@ def _read_overlay(path: Path, name: str) -> Config:
 
 
 def test_data(cfg: Config) -> str:
-    """What the test metrics are computed on, as text: two results are comparable if it is equal.
+    """Describes the data that the test metrics are computed on, as text: two results are comparable if it is equal.
 
     Where the files lie, which targets a single-task run loads and how classes are named make no difference.
 
@@ -316,6 +316,6 @@ def finish_launch() -> None:
     """
     stop_watch()
     if dist.is_available() and dist.is_initialized():
-        # What is left of a Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
+        # A finished Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
         gc.collect()
         dist.destroy_process_group()

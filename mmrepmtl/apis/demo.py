@@ -39,7 +39,7 @@ _EXAMPLE_SIZE = (240, 320)
 
 
 class Answer(NamedTuple):
-    """What the page shows of a picture.
+    """Everything that the page shows for one picture.
 
     Attributes:
         note: What happened to the picture, HTML.
@@ -185,7 +185,7 @@ def build_page(demo: Demo, examples: Sequence[Path]) -> Any:
         def predict(upload: dict | None) -> list:
             return _values(gr, demo, upload, len(panels))
 
-        # What is shown belongs to the picture before, also when the new one turns out to be none.
+        # The outputs still show the picture before; they are cleared even if the new file is no picture.
         upload.change(
             lambda: [None] * len(outputs), None, outputs, queue=False, show_progress='hidden', api_visibility='private'
         ).then(

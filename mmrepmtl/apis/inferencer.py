@@ -25,13 +25,13 @@ from mmrepmtl.utils.device import resolve_device
 from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization.draw import to_array
 
-#: What no other picture's results could be written after, either.
+#: After one of these errors no other picture's results could be written either.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.EACCES)
 
 
 @dataclass
 class InferenceResult:
-    """What was predicted on one picture.
+    """The predictions for one picture.
 
     Attributes:
         name: Of its files; VIDEO/NUMBER for a frame.

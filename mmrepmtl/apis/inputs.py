@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 #: Longer names of results are cut, in bytes: file systems take 255, of which endings and temporary files need some.
 LONGEST_NAME = 180
 
-#: What one or several inputs may be given as.
+#: The types in which one or several inputs may be given.
 Inputs = str | Path | np.ndarray | Sequence['str | Path | np.ndarray']
 
 

@@ -176,7 +176,7 @@ class ResultWriter:
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
-    """What makes a file or folder itself, whatever its name; None if it is not there."""
+    """Identifies a file or folder whatever its name (device and inode); None if it is not there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -23,7 +23,7 @@ from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import sweep_temporary
 from mmrepmtl.utils.folders import check_writable
 
-# Of a run, beside its checkpoints: what the next run in the same folder would overwrite.
+# Files of a run, beside its checkpoints, that the next run in the same folder would overwrite.
 RESULTS = (BEST_CHECKPOINT, HISTORY_FILE, 'metrics.json', 'test_metrics.json', 'progress.json')
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LISTED = 5
@@ -73,7 +73,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
 
 def _results(cfg: Config) -> list[Path]:
     found = [Path(cfg.work_dir, name) for name in RESULTS]
-    for folder in checkpoint_folders(cfg):  # of CheckpointHook(save_best=...)
+    for folder in checkpoint_folders(cfg):  # CheckpointHook(save_best=...) writes them
         found += sorted(folder.glob('best_*.pth'))
     return [path for path in found if path.is_file()]
 

@@ -1,4 +1,4 @@
-"""What a sample shows when it is looked at: its defects, and numbers to sum up over a data set."""
+"""Examines one sample: its defects, and numbers to sum up over a data set."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

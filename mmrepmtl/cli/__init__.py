@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What ``mmrepmtl --help`` prints."""
+    """Returns the text of ``mmrepmtl --help``."""
     lines = [f'  {name:<11} {line}' for name, line in COMMANDS.items()]
     return '\n'.join(
         [

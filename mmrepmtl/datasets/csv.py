@@ -30,7 +30,7 @@ class Row(NamedTuple):
     where: str
 
     def at(self, column: str) -> str:
-        """Where a cell stands, for error messages."""
+        """Names the place of a cell, for error messages."""
         return f'{self.where}, column {column!r}'
 
 

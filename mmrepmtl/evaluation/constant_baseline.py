@@ -1,4 +1,4 @@
-"""What a model must beat to have learned anything: the best constant prediction of the training set, for each metric.
+"""The best constant prediction of the training set for each metric; a model must beat it to have learned anything.
 
     constants = fit_constants(train_set, cfg.test_evaluator)
     values = evaluate_constants(test_set, cfg.test_evaluator, constants)     # {'task/metric': value}

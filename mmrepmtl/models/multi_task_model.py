@@ -261,7 +261,7 @@ def _take(inputs: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _own(features: Any, task: str) -> Any:
-    """What the head of a task reads: all that the neck returned, unless it returned something for each task."""
+    """Returns the input of a task's head: the neck's output, or the task's own entry in it."""
     return features[task] if isinstance(features, Mapping) and task in features else features
 
 

@@ -144,7 +144,7 @@ TABLES: 'list[KindTable[Any]]' = []
 
 
 class KindTable(dict[str, Entry], Generic[Entry]):
-    """What one module does with each kind of target: {kind: entry}.
+    """One module's behaviour for each kind of target: {kind: entry}.
 
     A dict, but a kind that it lacks is a clear error, a kind that is ``like`` another has its entry unless it has an
     entry of its own, and :func:`gaps` looks at it.
@@ -207,7 +207,7 @@ class KindTable(dict[str, Entry], Generic[Entry]):
 
 
 def gaps(kinds: Iterable[str] | None = None) -> list[str]:
-    """What is to be filled before these kinds (None: all) are known everywhere: 'package.module.NAME: KIND' each.
+    """Lists the tables that lack an entry for these kinds (None: all): 'package.module.NAME: KIND' each.
 
     Only tables of modules that have been imported are looked at.
     """

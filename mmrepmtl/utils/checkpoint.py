@@ -25,7 +25,7 @@ from torch import Tensor
 from mmrepmtl.utils.pickle_names import foreign_objects, modern
 from mmrepmtl.utils.plain_data import allowed_globals, settle
 
-#: Where checkpoints of common trainers keep the weights.
+#: The keys under which checkpoints of common trainers keep the weights.
 _NESTS = ('state_dict', 'model', 'model_state_dict')
 _CHUNK = 1 << 22
 #: The attribute of a folder in a zip archive, as in MS-DOS.

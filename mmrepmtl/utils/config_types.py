@@ -1,4 +1,4 @@
-"""What a config builds: by a name, by a name with its module, or by the class itself (pure-Python configs)."""
+"""The types in a config: named, named with their module, or given as the class itself (pure-Python configs)."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ Lazy = LazyAttr | LazyObject
 
 
 def find_type(kind: Any, registry: Registry) -> Callable | None:
-    """What the value of ``type`` in a config builds: a class, or any other callable.
+    """Resolves the value of ``type`` in a config: a class, or any other callable.
 
     Args:
         kind: A name that is registered, a dotted name, a class, a function, a ``functools.partial``, or a lazy object

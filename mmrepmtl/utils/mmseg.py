@@ -8,7 +8,7 @@ from importlib import import_module
 
 from mmrepmtl.utils.stack import INSTALL_MM
 
-#: What mmseg and mmcv print on import where optional packages are absent that no part of ours uses.
+#: mmseg and mmcv print these on import if optional packages are absent that no part of ours uses.
 _PRINTED = 'Could not import OneDL'
 _WARNED = 'Fail to import ``MultiScaleDeformableAttention``'
 

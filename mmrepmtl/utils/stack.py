@@ -62,10 +62,10 @@ UNDECLARED = (
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed: {distribution: version} and {distribution: its declared requirements}."""
+    """The installed packages: {distribution: version} and {distribution: its declared requirements}."""
     versions: Mapping[str, str]
     requires: Mapping[str, list[str]] = field(default_factory=dict)
-    platform: tuple[str, str] = ('linux', 'x86_64')  # of `sys.platform` and `platform.machine()`
+    platform: tuple[str, str] = ('linux', 'x86_64')  # `sys.platform` and `platform.machine()`
 
 
 def read_installed() -> Installed:

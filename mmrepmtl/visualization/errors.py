@@ -1,4 +1,4 @@
-"""Where and how much a prediction is wrong: one panel per kind of target."""
+"""Draws where and how much a prediction is wrong: one panel per kind of target."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

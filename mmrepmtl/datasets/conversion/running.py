@@ -20,7 +20,7 @@ from mmrepmtl.datasets.conversion.samples import Plan, Sample, check_source, cla
 
 SECONDS_PER_LINE = 5.0
 SHOWN_FAILURES = 10
-# What a user or a damaged source can cause; anything else is a mistake in the code and shows its traceback.
+# A user or a damaged source can cause these; anything else is a mistake in the code and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 

@@ -1,4 +1,4 @@
-"""What a converter is going to write: its samples, what is official, and whose folder it is."""
+"""The plan of a converter: its samples, the official counts, and the run that a folder belongs to."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a converter is going to do.
+    """The plan of a converter.
 
     Args:
         load: From a sample's source and the names of modalities to {modality: array to write}, see :func:`save_array`.

@@ -1,4 +1,4 @@
-"""What hangs in the walls: doors, windows and pictures, painted into the plane of the wall."""
+"""The panels of the walls: doors, windows and pictures, painted into the plane of the wall."""
 import numpy as np
 
 from mmrepmtl.datasets.synth.scene import DOOR, WINDOW, Panel

@@ -1,4 +1,4 @@
-"""What a neck gets from the model, and what must not be wired to each other."""
+"""Builds a neck with what the model tells it, and refuses parts that do not fit each other."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from mmrepmtl.utils.config_types import find_type, type_name
 
 from ..decoders import Decoder, MMSegDecoder
 
-#: What an encoder may declare of its output.
+#: The attributes with which an encoder may describe its output.
 _DECLARED = ('layout', 'grid', 'num_prefix_tokens')
 
 
