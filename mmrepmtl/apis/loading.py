@@ -51,7 +51,7 @@ def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None
 
 
 def _last_checkpoint(folder: Path) -> Path:
-    """The file that mmengine's ``last_checkpoint`` names, from this folder if it is there: the folder may have moved."""
+    """The file that mmengine's ``last_checkpoint`` names, from this folder if it is there: folders move."""
     note = folder / 'last_checkpoint'
     if not note.is_file():
         raise FileNotFoundError(f'{folder}: there is no last_checkpoint in this work directory; give a checkpoint')
