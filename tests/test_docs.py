@@ -75,7 +75,9 @@ def commands(text: str) -> list[tuple[str, str]]:
             file = None
             continue
         line = line.split('#')[0]
-        start = re.search(r'(?:^\s+|[|;-]m |/bin/)(?:\$ )?(?:mmrepmtl (\w+)|python (tools/[\w/]+\.py))|tools/\w+\.sh', line)
+        start = re.search(
+            r'(?:^\s+|[|;-]m |/bin/)(?:\$ )?(?:mmrepmtl ([a-z]\w*)|python (tools/[\w/]+\.py))|tools/\w+\.sh', line
+        )
         if start:
             name, tool = start.groups()
             file = f'mmrepmtl/cli/{name}.py' if name else tool
@@ -101,7 +103,7 @@ def test_make_targets_and_commands_exist(page):
     makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
     for target in re.findall(r'^    make ([\w-]+)|`make ([\w-]+)', text, re.M):
         assert re.search(rf'^{"".join(target)}:', makefile, re.M), target
-    for name in re.findall(r'^    mmrepmtl (\w+)|`mmrepmtl (\w+)', text, re.M):
+    for name in re.findall(r'^    mmrepmtl ([a-z]\w*)|`mmrepmtl ([a-z]\w*)', text, re.M):
         assert ''.join(name) in COMMANDS
 
 

@@ -61,7 +61,9 @@ def test_the_optim_wrapper_of_another_project_is_built(text):
     names: dict = {}
     exec(text, names)
     backbone, config = nn.Linear(2, 2), names['optim_wrapper']
-    optimizer = torch.optim.SGD(backbone.parameters(), **{k: v for k, v in config.pop('optimizer').items() if k != 'type'})
+    optimizer = torch.optim.SGD(
+        backbone.parameters(), **{k: v for k, v in config.pop('optimizer').items() if k != 'type'}
+    )
     wrapper = OPTIM_WRAPPERS.build(dict(config, optimizer=optimizer))
     assert wrapper.shared == 'backbone' and wrapper.tasks == dict(semseg='decode.', depth='aux.')
     assert [type(regularizer).__name__ for regularizer in wrapper.regularizers] == ['RepMTL']
