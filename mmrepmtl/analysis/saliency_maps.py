@@ -90,7 +90,7 @@ def saliency_maps(
         model: One that ``MultiTaskOptimWrapper`` could train and that names its ``tasks``.
         inputs: The images, (3, h, w) in [0, 1].
         data_samples: With the targets; a task without its target on a sample has no saliency there.
-        settings: Where Z is and how it is read.
+        settings: The place of Z and the way to read it.
 
     Returns:
         One for each level of Z.
@@ -247,7 +247,7 @@ def _as_it_is(prediction: Tensor) -> Tensor:
     return prediction
 
 
-#: From a prediction to the target that it would be right for.
+#: Functions of a prediction that return the target for which it would be right.
 AS_TARGET: KindTable[Callable[[Tensor], Tensor]] = KindTable(
     'mmrepmtl.analysis.saliency_maps.AS_TARGET',
     dict(

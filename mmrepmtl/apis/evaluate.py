@@ -132,9 +132,9 @@ class _Steps:
     """The steps after a test. The metrics took long: each step may fail, and none may lose them.
 
     Args:
-        file: Where the metrics go.
+        file: The file for the metrics.
         metrics: The metrics.
-        about: What they were made with.
+        about: The checkpoint and settings that they were made with.
     """
 
     def __init__(self, file: Path, metrics: dict[str, float], about: dict[str, Any]) -> None:

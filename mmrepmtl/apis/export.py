@@ -33,7 +33,7 @@ class OnnxExport:
 
     Attributes:
         path: The file.
-        checkpoint: What it was made of.
+        checkpoint: The checkpoint that it was made from.
         size: (H, W) of the images, None where it is free.
         opset: Version of the ONNX operators.
         tasks: {task: what its output is}, as in the file's metadata.

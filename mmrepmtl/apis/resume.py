@@ -34,7 +34,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
 
     * ``cfg.resume`` with ``cfg.load_from``: that file, which must hold a whole state.
     * ``cfg.resume`` alone: the checkpoint that ``last_checkpoint`` names, in the run's own folder, wherever that was
-      copied or moved to. Where the name or the file is no good, the newest whole checkpoint. A folder without any
+      copied or moved to. If the name or the file is no good, the newest whole checkpoint. A folder without any
       checkpoint starts a new run.
     * Otherwise a new run.
 
@@ -45,7 +45,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         trust_checkpoint: Load checkpoints that hold more than data.
 
     Returns:
-        What the log is to say: which checkpoint is taken, what was left out and why, what was set aside.
+        Sentences for the log: which checkpoint is taken, what was left out and why, what was set aside.
 
     Raises:
         ValueError: If the work directory cannot be written, a checkpoint is damaged, refused or cannot be resumed, or

@@ -67,7 +67,7 @@ class Header(NamedTuple):
         format: 'JPEG', 'PNG', 'TIFF', 'WebP', 'BMP' or 'GIF'.
         size: (height, width) in pixels, as stored.
         mode: Pillow's name of the kind of pixels, '' if it has none.
-        frames: Of an animation, or pages of a document.
+        frames: Number of frames of an animation, or of pages of a document.
         orientation: EXIF's number, 1 to 8.
     """
 

@@ -68,7 +68,7 @@ def evaluate_constants(dataset: Iterable, specs: Specs, constants: Mapping[str, 
     Args:
         dataset: The test set; see :func:`fit_constants`.
         specs: The same as for :func:`fit_constants`.
-        constants: What :func:`fit_constants` returned for the training set.
+        constants: The result of :func:`fit_constants` for the training set.
         max_samples: See :func:`fit_constants`.
         progress: Show a progress bar.
 

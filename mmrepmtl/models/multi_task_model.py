@@ -26,7 +26,7 @@ class MultiTaskModel(BaseModel):
     The output of ``encoder`` (or of ``neck``, where there is one) is the shared representation Z. The optim wrapper
     captures it as the output of the module that it is told by name: ``shared='encoder'`` or ``shared='neck'``.
 
-    Where each task has samples of its own, ``encoder_forward`` says how training runs the encoder:
+    ``encoder_forward`` says how training runs the encoder if each task has samples of its own:
 
     * ``'shared'``: once on the whole batch, and each head reads all of Z (a sample without its target adds nothing);
     * ``'per_task'``: once for each task, in their order, on the samples that have the task's target, so that BatchNorm
@@ -34,8 +34,8 @@ class MultiTaskModel(BaseModel):
     * ``'concat'``: once on the samples of all tasks in their order, of which each head reads its own, the rows
       ``task_slices[task]`` of Z. Faster, but BatchNorm mixes the domains.
 
-    With the latter two, each batch on each process must hold samples of every task (``DomainBatchSampler``), and a
-    sample with the targets of several tasks goes through the encoder for each. Predictions are always of all tasks
+    With ``'per_task'`` and ``'concat'``, each batch on each process must hold samples of every task
+    (``DomainBatchSampler``), and a sample with the targets of several tasks goes through the encoder for each. Predictions are always of all tasks
     for all samples, in one forward pass.
 
     Args:

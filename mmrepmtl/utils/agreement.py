@@ -21,7 +21,7 @@ class NamedSum:
     Args:
         owner: Who speaks in errors.
         what: Names the things in errors, plural: ``'losses'``.
-        advice: What the user can do if the ranks differ, a sentence.
+        advice: A sentence that tells the user what to do if the ranks differ.
         group: Process group; None is the default group.
 
     Attributes:

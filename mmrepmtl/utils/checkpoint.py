@@ -78,11 +78,11 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
 
     Args:
         path: The file.
-        map_location: Where the tensors go, as for ``torch.load``.
+        map_location: The device of the tensors, as for ``torch.load``.
         trust: Load anything, code included, because the user said so; so does :func:`trust_checkpoints`.
 
     Returns:
-        What it holds: tensors, numbers, text, plain containers, NumPy arrays and numbers, log buffers of mmengine. A
+        Its content: tensors, numbers, text, plain containers, NumPy arrays and numbers, log buffers of mmengine. A
         ``defaultdict`` or a ``ConfigDict`` becomes a dict.
 
     Raises:

@@ -19,10 +19,10 @@ def find_type(kind: Any, registry: Registry) -> Callable | None:
     Args:
         kind: A name that is registered, a dotted name, a class, a function, a ``functools.partial``, or a lazy object
             of mmengine's pure-Python configs.
-        registry: Where names are looked up.
+        registry: The registry in which names are looked up.
 
     Returns:
-        None where nothing has that name.
+        None if nothing has that name.
     """
     if isinstance(kind, Lazy):
         kind = kind.build()

@@ -17,7 +17,7 @@ def import_mmseg(user: str, *modules: str) -> None:
     """Imports ``mmseg.MODULE`` for each of ``modules`` without its messages about optional packages.
 
     Args:
-        user: What needs mmseg, for the error.
+        user: The part that needs mmseg, for the error.
         modules: For example ``'models'``; their classes are registered with mmseg's registries then.
 
     Raises:

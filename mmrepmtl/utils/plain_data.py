@@ -156,7 +156,7 @@ def settle(content: Any) -> Any:
     """Replaces the stand-ins in what was read, in place where containers allow it.
 
     Args:
-        content: What ``torch.load`` returned with :func:`allowed_globals`.
+        content: The result of ``torch.load`` with :func:`allowed_globals`.
 
     Raises:
         pickle.UnpicklingError: A stand-in lies where only something hashable can.

@@ -10,7 +10,7 @@ def paint_panel(panel: Panel, along: np.ndarray, height: np.ndarray,
     """The colours and the emission of a panel.
 
     Args:
-        panel: What to paint.
+        panel: The panel to paint.
         along: (N,) float32 coordinates along the wall within the panel, metres.
         height: (N,) float32 metres above the floor.
         pixel: (N,) float32 extent of a pixel on the wall, metres.

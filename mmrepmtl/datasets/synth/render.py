@@ -41,7 +41,7 @@ def render_room(room: Room, size: tuple[int, int], rng: np.random.Generator | No
     """Renders a room.
 
     Args:
-        room: What to render.
+        room: The room to render.
         size: Height and width of the image, any positive numbers.
         rng: Draws the sensor noise; None leaves it out.
 

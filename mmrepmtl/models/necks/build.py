@@ -20,8 +20,8 @@ def build_neck(
 ) -> nn.Module:
     """Builds a neck; a module is taken as it is.
 
-    Its ``in_channels`` are ``channels``. Where it takes them it also gets ``tasks``, and those of ``layout``, ``grid``
-    and ``num_prefix_tokens`` that the encoder declares as attributes.
+    Its ``in_channels`` are ``channels``. A neck whose arguments name them also gets ``tasks``, and those of ``layout``,
+    ``grid`` and ``num_prefix_tokens`` that the encoder has as attributes.
 
     Raises:
         ValueError: The config contradicts the encoder or the heads, or the neck cannot read the encoder's layout.
