@@ -35,8 +35,8 @@ class MultiTaskModel(BaseModel):
       ``task_slices[task]`` of Z. Faster, but BatchNorm mixes the domains.
 
     With ``'per_task'`` and ``'concat'``, each batch on each process must hold samples of every task
-    (``DomainBatchSampler``), and a sample with the targets of several tasks goes through the encoder for each. Predictions are always of all tasks
-    for all samples, in one forward pass.
+    (``DomainBatchSampler``), and a sample with the targets of several tasks goes through the encoder for each.
+    Predictions are always of all tasks for all samples, in one forward pass.
 
     Args:
         encoder: Config of a module, or the module, that maps images to a feature map or a tuple of them and whose
