@@ -146,13 +146,13 @@ class MultiTaskModel(BaseModel):
         """
         size = (inputs.shape[-2], inputs.shape[-1])
         if self.encoder_forward == 'per_task':
-            return {task: self.heads[task](_own(self.represent(_take(inputs, own)), task), size)
+            return {task: self.heads[task](_own(self.represent(_select_rows(inputs, own)), task), size)
                     for task, own in rows.items()}
         self.task_slices, start = {}, 0
         for task, own in rows.items():
             self.task_slices[task] = slice(start, start + len(own))
             start += len(own)
-        features = self.represent(_take(inputs, [row for own in rows.values() for row in own]))
+        features = self.represent(_select_rows(inputs, [row for own in rows.values() for row in own]))
         return {task: self.heads[task](_cut(_own(features, task), own), size) for task, own in self.task_slices.items()}
 
     def loss(self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None) -> dict[str, Tensor]:
@@ -254,7 +254,7 @@ def _build(config: _Config, **defaults: Any) -> nn.Module:
     return config if isinstance(config, nn.Module) else MODELS.build(config, default_args=defaults)
 
 
-def _take(inputs: Tensor, rows: Sequence[int]) -> Tensor:
+def _select_rows(inputs: Tensor, rows: Sequence[int]) -> Tensor:
     """The rows of a batch, without a copy where they follow each other."""
     start, stop = rows[0], rows[0] + len(rows)
     return inputs[start:stop] if list(rows) == list(range(start, stop)) else inputs[list(rows)]
