@@ -63,7 +63,8 @@ def ball(rng: np.random.Generator, x: float, y: float, base: float, radius: floa
 def bin_(rng: np.random.Generator, x: float, y: float, base: float, radius: float, height: float) -> list[Part]:
     """A cylinder: a bin on the floor, a vase on a table."""
     material = _seamless(random_material(rng, ROUND, gloss=0.5), radius, int(rng.integers(3, 10)))
-    return [Part('cylinder', (x, y, base + height / 2), (radius, radius, height / 2), BIN, material, _random_angle(rng))]
+    size = (radius, radius, height / 2)
+    return [Part('cylinder', (x, y, base + height / 2), size, BIN, material, _random_angle(rng))]
 
 
 def _random_angle(rng: np.random.Generator) -> float:
