@@ -30,6 +30,11 @@ def window_state(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, dict]:
     return {name: state for name, state in states.items() if state}
 
 
+def _numbered(values: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    """A copy on the CPU whose keys are the same in each run: a key that is the identity of a tensor is not."""
+    return {number if isinstance(key, int) else key: v.detach().cpu() for number, (key, v) in enumerate(values.items())}
+
+
 def load_window_state(wrapper: OptimWrapper | OptimWrapperDict, states: Mapping[str, dict]) -> None:
     """Restores :func:`window_state`, after the wrapper has prepared the model.
 
@@ -66,8 +71,7 @@ def _state(wrapper: OptimWrapper) -> dict:
         state['weights_T'] = wrapper._aggregation.weights_T.cpu()  # the log shows them until the next step
     # A regulariser shows what it measured last in the steps that it leaves out.
     shown = [
-        {name: {key: value.detach().cpu() for key, value in getattr(one, name, {}).items()} for name in _SHOWN}
-        for one in _regularizers(wrapper)
+        {name: _numbered(getattr(one, name, {})) for name in _SHOWN} for one in _regularizers(wrapper)
     ]
     if any(values for one in shown for values in one.values()):
         state['shown'] = shown
