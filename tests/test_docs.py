@@ -127,7 +127,8 @@ def test_links_and_pictures_lead_somewhere(page):
 def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / 'docs/index.md').read_text(encoding='utf-8')
     listed = re.findall(r'^([\w/]+)$', ''.join(re.findall(r'```{toctree}\n(.*?)```', index, re.S)), re.M)
-    assert {Path(name).stem for name in PAGES} - {'README', 'index'} == set(listed) - {'api/modules'}
+    pages = {Path(name).stem for name in PAGES} - {'README', 'index'}
+    assert sorted(listed) == sorted(pages | {'api/modules'})
 
 
 def test_readme_is_short_and_has_a_picture():
