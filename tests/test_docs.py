@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrepmtl.apis import available_methods
 from mmrepmtl.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,6 +130,16 @@ def test_every_page_is_in_the_table_of_contents():
     listed = re.findall(r'^([\w/]+)$', ''.join(re.findall(r'```{toctree}\n(.*?)```', index, re.S)), re.M)
     pages = {Path(name).stem for name in PAGES} - {'README', 'index'}
     assert sorted(listed) == sorted(pages | {'api/modules'})
+
+
+def test_every_method_is_listed_once():
+    table = re.search(r'\| group \|.*?\n\n', PAGES['training.md'].read_text(encoding='utf-8'), re.S).group()
+    listed = [name for cell in re.findall(r'`([a-z][^`]*)` \|', table) for name in cell.split()]
+    assert sorted(listed) == available_methods()
+    others = [name for name in listed if name != 'stl' and not name.startswith('rep-mtl')]
+    readme = PAGES['README.md'].read_text(encoding='utf-8')
+    assert f'{len(others)} loss weightings and gradient methods' in readme
+    assert f'{len(listed) - 1} ways to train' in readme
 
 
 def test_readme_is_short_and_has_a_picture():
