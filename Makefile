@@ -38,7 +38,7 @@ $(INSTALLED_DEMO): $(INSTALLED) requirements/demo.txt
 	$(BIN)/python -c 'import gradio'
 	@touch $@
 
-# Of the model that `make quickstart` trains; `.venv/bin/python tools/demo.py WORK_DIR` serves another.
+# Serves the model that `make quickstart` trains; `.venv/bin/python tools/demo.py WORK_DIR` serves another.
 demo: install-demo
 	$(BIN)/python tools/demo.py
 
@@ -77,7 +77,7 @@ package: install
 	$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
 	rm -rf build *.egg-info
 
-# What is in both, and the wheel at work in a clean environment outside this folder.
+# Tests the contents of both, and the wheel at work in a clean environment outside this folder.
 package-check: install
 	$(BIN)/python -m pytest tests/test_package.py
 

@@ -86,7 +86,7 @@ def environment(built, tmp_path_factory) -> Path:
 
 
 def run(command: list, folder: Path) -> str:
-    """What a command prints that runs in a folder outside the repository."""
+    """The output of a command in a folder outside the repository."""
     settings = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'} | dict(OMP_NUM_THREADS='1')
     result = subprocess.run([str(part) for part in command], cwd=folder, env=settings, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

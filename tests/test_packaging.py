@@ -58,7 +58,7 @@ def test_both_builds_of_opencv_have_one_version() -> None:
 
 @pytest.fixture
 def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What setup.py hands to setuptools (which later Pythons no longer bring along)."""
+    """The arguments that setup.py hands to setuptools (which later Pythons no longer bring along)."""
     given: dict[str, object] = {}
     fake = SimpleNamespace(setup=lambda **arguments: given.update(arguments), find_packages=lambda include: include)
     monkeypatch.setitem(sys.modules, 'setuptools', fake)

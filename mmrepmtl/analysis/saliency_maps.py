@@ -1,4 +1,4 @@
-"""What Rep-MTL sees of a model: each task's saliency, who owns each position, and the similarities that CSA contrasts.
+"""Saliency maps: each task's saliency, which task owns each position, and the similarities that CSA contrasts.
 
 Dimensions: T tasks, B samples, C channels, N = H x W positions of the shared representation Z.
 """
@@ -25,7 +25,7 @@ from mmrepmtl.utils.config_types import is_type
 
 
 class SaliencySettings(NamedTuple):
-    """Where Z is and how it is read; see :class:`~mmrepmtl.methods.rep_mtl.RepMTL`."""
+    """The place of Z and the way to read it; see :class:`~mmrepmtl.methods.rep_mtl.RepMTL`."""
 
     shared: str
     transform: str | None = 'log'
@@ -51,7 +51,7 @@ class SaliencySettings(NamedTuple):
 
 
 class SaliencyMaps(NamedTuple):
-    """What :func:`saliency_maps` computes of one level of Z; float64 on the CPU.
+    """The result of :func:`saliency_maps` for one level of Z; float64 on the CPU.
 
     Attributes:
         tasks: Their names.
@@ -90,7 +90,7 @@ def saliency_maps(
         model: One that ``MultiTaskOptimWrapper`` could train and that names its ``tasks``.
         inputs: The images, (3, h, w) in [0, 1].
         data_samples: With the targets; a task without its target on a sample has no saliency there.
-        settings: Where Z is and how it is read.
+        settings: The place of Z and the way to read it.
 
     Returns:
         One for each level of Z.
@@ -247,7 +247,7 @@ def _as_it_is(prediction: Tensor) -> Tensor:
     return prediction
 
 
-#: From a prediction to the target that it would be right for.
+#: Functions of a prediction that return the target for which it would be right.
 AS_TARGET: KindTable[Callable[[Tensor], Tensor]] = KindTable(
     'mmrepmtl.analysis.saliency_maps.AS_TARGET',
     dict(

@@ -66,10 +66,10 @@ def load_config(
     Args:
         path: The config file, or the name of a config of this package, see :func:`find_config`.
         method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
-        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
+        work_dir: The run's folder; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
         resume: True: from the last checkpoint in the work directory; a path: from that.
         precision: 'fp32', 'bf16' or 'fp16'.
-        seed: Of the run, and of the random numbers that its method draws.
+        seed: The seed of the run, and of the random numbers that its method draws.
         data_root: Replaces the data root of every data set that has one.
         cfg_options: Dotted key -> value, applied last.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
@@ -192,9 +192,9 @@ def _read_overlay(path: Path, name: str) -> Config:
 
 
 def test_data(cfg: Config) -> str:
-    """What the test metrics are computed on, as text: two results are comparable if it is equal.
+    """Describes the data that the test metrics are computed on, as text: two results are comparable if it is equal.
 
-    Where the files lie, which targets a single-task run loads and how classes are named make no difference.
+    The place of the files, the targets that a single-task run loads and the names of classes make no difference.
 
     Raises:
         ValueError: If the config has no test data.
@@ -245,9 +245,9 @@ def check_comparable(cfg: Config, results: Mapping[str, Mapping[str, Any]]) -> N
                 )
 
 
-#: How long a rank may wait for the others where ``env_cfg.dist_cfg.timeout`` says nothing (s).
+#: How long a rank may wait for the others if ``env_cfg.dist_cfg.timeout`` is not set (s).
 RANK_TIMEOUT = 600.0
-#: So much longer do gloo's own collectives wait: the watch of the ranks then speaks first, and names the missing one.
+#: gloo's own collectives wait this much longer: the watch of the ranks then speaks first, and names the missing one.
 _AFTER_WATCH = 30.0
 
 
@@ -316,6 +316,6 @@ def finish_launch() -> None:
     """
     stop_watch()
     if dist.is_available() and dist.is_initialized():
-        # What is left of a Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
+        # A finished Runner refers to itself, and its DistributedDataParallel to the group, whose threads go on.
         gc.collect()
         dist.destroy_process_group()

@@ -129,12 +129,12 @@ def _without_incomplete_parts(cfg: Config) -> Config:
 
 
 class _Steps:
-    """What is done with the metrics of a test, which took long: each step may fail, none may lose them.
+    """The steps after a test. The metrics took long: each step may fail, and none may lose them.
 
     Args:
-        file: Where the metrics go.
+        file: The file for the metrics.
         metrics: The metrics.
-        about: What they were made with.
+        about: The checkpoint and settings that they were made with.
     """
 
     def __init__(self, file: Path, metrics: dict[str, float], about: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def _constants(cfg: Config) -> dict[str, float]:
 
 
 def _read_constants(file: Path) -> dict | None:
-    """What is remembered; None where it is not there, or damaged, which is said."""
+    """Reads the remembered constants; None if there are none, or if they are damaged, which is printed."""
     if not file.is_file():
         return None
     try:

@@ -85,7 +85,7 @@ class ImagePipeline:
 def _content(
     transform: Any, content: tuple[int, int], before: tuple[int, int], after: tuple[int, int]
 ) -> tuple[int, int]:
-    """What of the picture is no padding after a transform, by what it was before."""
+    """Finds the part of a transformed picture that is no padding, from that part before the transform."""
     if after == before or isinstance(transform, PadMultiTask):
         return content
     if isinstance(transform, ResizeMultiTask) and content == before:

@@ -25,16 +25,16 @@ from mmrepmtl.utils.device import resolve_device
 from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization.draw import to_array
 
-#: What no other picture's results could be written after, either.
+#: After one of these errors no other picture's results could be written either.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.EACCES)
 
 
 @dataclass
 class InferenceResult:
-    """What was predicted on one picture.
+    """The predictions for one picture.
 
     Attributes:
-        name: Of its files; VIDEO/NUMBER for a frame.
+        name: The name of its files; VIDEO/NUMBER for a frame.
         source: The path, with the number of a frame.
         predictions: {task: array} as in ``MultiTaskDataSample``, (H, W) being the picture's own size: class ids (H, W)
             int64; probabilities (H, W); depth (1, H, W) in metres (in the unit of the data set where the target is
@@ -45,7 +45,7 @@ class InferenceResult:
         files: {task, 'json' or 'visualization': file}, where files are written.
         error: Why there are no predictions, or None.
         video, fps: Name and frame rate of the video that it is a frame of.
-        notes: What was decided in reading it, such as the range of a 16-bit picture.
+        notes: Decisions in reading it, such as the range of a 16-bit picture.
     """
 
     name: str
@@ -147,7 +147,7 @@ class MultiTaskInferencer:
             inputs: An array (H, W, 3) RGB, uint8 or float in [0, 1]; the path of an image, of a video or of a folder of
                 images; or a list of these.
             batch_size: Pictures per forward pass, at most.
-            out_dir: Where files go, see :class:`~mmrepmtl.apis.result_files.ResultWriter`; None writes none.
+            out_dir: The folder for files, see :class:`~mmrepmtl.apis.result_files.ResultWriter`; None writes none.
 
         Raises:
             ValueError: Nothing to predict on, an array that is no picture, ``batch_size`` below 1, or an ``out_dir``

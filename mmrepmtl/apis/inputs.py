@@ -21,7 +21,7 @@ MAX_PIXELS = 50_000_000
 #: Longer names of results are cut, in bytes: file systems take 255, of which endings and temporary files need some.
 LONGEST_NAME = 180
 
-#: What one or several inputs may be given as.
+#: The types in which one or several inputs may be given.
 Inputs = str | Path | np.ndarray | Sequence['str | Path | np.ndarray']
 
 
@@ -56,8 +56,8 @@ class Source(NamedTuple):
 def find_inputs(inputs: Inputs, max_pixels: int = MAX_PIXELS) -> list[Source]:
     """All sources, in order; a folder's images and videos (not those of its folders) by name.
 
-    What has the name of one of these but is no file, such as a link to nothing, is a source, too, whose picture has an
-    error: nothing is left out in silence.
+    An entry with the name of an image or a video that is no file, such as a link to nothing, is a source too. Its
+    picture has an error, so that nothing is left out in silence.
 
     Args:
         inputs: (H, W, 3) uint8 or float RGB (floats in [0, 1]), a path of an image, a video or a folder, or a sequence
@@ -100,7 +100,7 @@ def result_name(name: str, taken: set[str], folder: bool = False) -> str:
     Names are alike if their case is all that differs: some file systems take them for one.
 
     Args:
-        name: Of the input, without its ending.
+        name: The name of the input, without its ending.
         taken: Those given already, in the form in which they are compared.
         folder: Whether folders get the name (those of a video), which must not be that of a picture's file.
     """

@@ -109,7 +109,7 @@ def target_declarations(cfg: Config, state: Mapping[str, Any]) -> dict[str, dict
 
     Args:
         cfg: The config.
-        state: What the checkpoint holds.
+        state: The content of the checkpoint.
 
     Raises:
         ValueError: If neither declares targets.

@@ -38,14 +38,14 @@ class ResultWriter:
     ``visualization/NAME.png``           the picture and all predictions; of a video ``visualization/VIDEO.mp4``
     ==================================== ===========================================================================
 
-    The data sets' readers read these files back. Where OpenCV cannot write the video, its pictures are
+    The data sets' readers read these files back. A video that OpenCV cannot write becomes the pictures
     ``visualization/VIDEO/NUMBER.png``. Close it, so that a video is complete.
 
     Args:
         out_dir: The folder, made if need be.
         targets_meta: Declarations of the targets.
         head_targets: {task: name of its target}.
-        checkpoint: What the predictions were made with, for the JSON files.
+        checkpoint: The checkpoint of the predictions, for the JSON files.
 
     Raises:
         ValueError: A task with the name of the folder of the pictures.
@@ -176,7 +176,7 @@ class ResultWriter:
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
-    """What makes a file or folder itself, whatever its name; None if it is not there."""
+    """Identifies a file or folder whatever its name (device and inode); None if it is not there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -243,7 +243,7 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-#: From (path without its ending, prediction, declaration) to the file, if any, and what the JSON file says of it.
+#: Functions of (path without its ending, prediction, declaration): the file, if any, and its entry in the JSON file.
 WRITERS: KindTable[Callable[..., tuple[Path | None, dict]]] = KindTable(
     'mmrepmtl.apis.result_files.WRITERS',
     dict(

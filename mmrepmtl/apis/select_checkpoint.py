@@ -87,7 +87,7 @@ def _files(dataset: Any) -> set[str]:
         return set().union(*(_files(part) for part in (parts.values() if isinstance(parts, dict) else parts)))
     infos = (dataset.get_data_info(index) for index in range(len(dataset)))
     counts = Counter(text for info in infos for text in set(_strings(info)) if os.sep in text)
-    # What several samples name is a folder or a table, which two splits may share.
+    # A path that several samples name is a folder or a table, which two splits may share.
     return {os.path.realpath(text) for text, count in counts.items() if count == 1}
 
 

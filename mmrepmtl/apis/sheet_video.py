@@ -20,8 +20,8 @@ class SheetVideo:
     All have the size of the first one, cut to even numbers as players want it; others are put on paper of that size.
 
     Args:
-        folder: Where the file goes.
-        name: Of the video.
+        folder: The folder for the file.
+        name: The name of the video.
         fps: Frames per second.
     """
 

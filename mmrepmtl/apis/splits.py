@@ -23,7 +23,7 @@ def dataset_of(cfg: Config, split: str, user: str) -> Mapping[str, Any]:
     Args:
         cfg: The config.
         split: 'train', 'val' or 'test'.
-        user: What needs it, for the error.
+        user: The part that needs it, for the error.
 
     Raises:
         ValueError: The config has none.
@@ -55,7 +55,7 @@ def metrics_of_split(cfg: Config, split: str, user: str) -> list[Mapping[str, An
     Args:
         cfg: The config.
         split: 'val' or 'test'.
-        user: What needs them, for the error.
+        user: The part that needs them, for the error.
 
     Raises:
         ValueError: The config has none.
@@ -104,7 +104,7 @@ def check_split(cfg: Config, split: str, user: str) -> None:
     Args:
         cfg: The config.
         split: 'val' or 'test'.
-        user: What needs it, for the error.
+        user: The part that needs it, for the error.
     """
     keys = (f'{split}_dataloader', f'{split}_cfg', f'{split}_evaluator')
     # A loop's config may be empty.

@@ -23,7 +23,7 @@ from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import sweep_temporary
 from mmrepmtl.utils.folders import check_writable
 
-# Of a run, beside its checkpoints: what the next run in the same folder would overwrite.
+# Files of a run, beside its checkpoints, that the next run in the same folder would overwrite.
 RESULTS = (BEST_CHECKPOINT, HISTORY_FILE, 'metrics.json', 'test_metrics.json', 'progress.json')
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LISTED = 5
@@ -34,7 +34,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
 
     * ``cfg.resume`` with ``cfg.load_from``: that file, which must hold a whole state.
     * ``cfg.resume`` alone: the checkpoint that ``last_checkpoint`` names, in the run's own folder, wherever that was
-      copied or moved to. Where the name or the file is no good, the newest whole checkpoint. A folder without any
+      copied or moved to. If the name or the file is no good, the newest whole checkpoint. A folder without any
       checkpoint starts a new run.
     * Otherwise a new run.
 
@@ -45,7 +45,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         trust_checkpoint: Load checkpoints that hold more than data.
 
     Returns:
-        What the log is to say: which checkpoint is taken, what was left out and why, what was set aside.
+        Sentences for the log: which checkpoint is taken, what was left out and why, what was set aside.
 
     Raises:
         ValueError: If the work directory cannot be written, a checkpoint is damaged, refused or cannot be resumed, or
@@ -73,7 +73,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
 
 def _results(cfg: Config) -> list[Path]:
     found = [Path(cfg.work_dir, name) for name in RESULTS]
-    for folder in checkpoint_folders(cfg):  # of CheckpointHook(save_best=...)
+    for folder in checkpoint_folders(cfg):  # CheckpointHook(save_best=...) writes them
         found += sorted(folder.glob('best_*.pth'))
     return [path for path in found if path.is_file()]
 

@@ -13,11 +13,11 @@ import numpy as np
 from mmrepmtl.datasets.pictures import decoder_messages, why_not_a_file
 
 VIDEO_ENDINGS = ('.mp4', '.avi', '.mov', '.mkv', '.m4v', '.webm')
-#: Of a video whose header names none, or one that no player has.
+#: The rate for a video whose header names none, and the highest that is believed.
 USUAL_FPS, HIGHEST_FPS = 25.0, 1000.0
 
 _DECODERS = re.compile(r'\[[\w, ]+ @ 0x|OpenCV|VIDEOIO|Truncating packet|^\s+Last message repeated', re.IGNORECASE)
-# What decoders report of good files, too: a recording that begins between two key frames, odd clocks.
+# Decoders report these for good files too: a recording that begins between two key frames, odd clocks.
 _HARMLESS = re.compile(
     r'mmco|co located|reference|\bPOC|unref|non-existing|no frame|deprecated|monoton|timestamp|\b[pd]ts\b|Last message',
     re.IGNORECASE,

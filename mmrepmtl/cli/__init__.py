@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the process.
 
     Returns:
-        The exit status: 2 for a command that there is not.
+        The exit status: 2 for an unknown command.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else '--help'
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What ``mmrepmtl --help`` prints."""
+    """Returns the text of ``mmrepmtl --help``."""
     lines = [f'  {name:<11} {line}' for name, line in COMMANDS.items()]
     return '\n'.join(
         [

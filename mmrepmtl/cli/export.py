@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
 
 
 def show(export: OnnxExport) -> str:
-    """What was written, in lines."""
+    """Describes the written file, one fact a line."""
     height, width = export.size or ('height', 'width')
     sizes = ', '.join(f'{h} x {w}' for h, w in export.checked)
     lines = [

@@ -1,6 +1,6 @@
 """Predicts all tasks on images, videos and folders of them, and writes the predictions as files.
 
-What cannot be read or predicted on is named at the end with the reason; all others are done. Exit status: 0; 1 if
+An input that cannot be read or predicted is named at the end with the reason; all others are done. Exit status: 0; 1 if
 something failed or the disk is full; 2 if nothing was begun, with one line that says what is wrong.
 """
 

@@ -104,7 +104,7 @@ class MultiTaskDataset(BaseDataset):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'MultiTaskDataset':
         self = super().__new__(cls)
-        # Of the most derived class, for the cache's key.
+        # The arguments of the most derived class are part of the cache's key.
         self._arguments = (args, kwargs)
         return self
 

@@ -37,9 +37,9 @@ class SampleCache:
     A sample that is held keeps its file open, which counts against the system's limit of open files (often 1024).
 
     Args:
-        folder: Where the files go.
+        folder: The folder for the files.
         owner: The class of the data set.
-        arguments: What it was built with, (positional, named).
+        arguments: Its arguments, (positional, named).
         targets: The declarations of its targets, which may come from files.
 
     Raises:

@@ -117,7 +117,7 @@ def _check_regression(where: str, value: Any, meta: Mapping, size: tuple[int, in
         raise ValueError(f'{where}: found an infinite value, expected finite values, or NaN for invalid')
 
 
-#: From (beginning of the message, loaded value, declaration, (H, W) of the image) to a ValueError or nothing.
+#: Functions of (beginning of the message, loaded value, declaration, (H, W) of the image); they raise ValueError.
 CHECKS: KindTable[Callable[[str, Any, Mapping, tuple[int, int]], None]] = KindTable(
     'mmrepmtl.datasets.checks.CHECKS',
     dict(

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     where: str
 
     def at(self, column: str) -> str:
-        """Where a cell stands, for error messages."""
+        """Names the place of a cell, for error messages."""
         return f'{self.where}, column {column!r}'
 
 
@@ -246,7 +246,7 @@ def parse_numbers(texts: Sequence[str], places: Sequence[str]) -> list[float]:
     return [parse_number(text, where) for text, where in zip(texts, places, strict=True)]
 
 
-#: From a declaration to a function from (texts of the cells, where they stand, for errors) to a plain value.
+#: Functions of a declaration. Each returns a reader of (texts of the cells, their places for errors): a plain value.
 CELL_READERS: KindTable[Callable[[Mapping], Callable[[Sequence[str], Sequence[str]], Any]]] = KindTable(
     'mmrepmtl.datasets.csv.CELL_READERS',
     dict(classification=ParseClass, regression=lambda label: parse_numbers),

@@ -64,8 +64,8 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
                 depth=dict(kind='depth', folder='{split}/depth', scale=1000)),
             pipeline=[dict(type='PackMultiTaskInputs')])
 
-    A file belongs to the image that has the same path below its folder, endings aside: ``images/a/7.jpg`` and
-    ``masks/a/7.png``. What a declaration may say, by kind (files in brackets):
+    A file belongs to the image that has the same path below its folder, without the ending: ``images/a/7.jpg`` and
+    ``masks/a/7.png``. The keys of a declaration, by kind (files in brackets):
 
     * ``segmentation`` (grey or palette PNG of class ids, or .npy): ``classes``; ``palette``; ``ids``, the number of
       each class in the files (0 to K - 1 by default); ``void``, the numbers of no class (255 by default). Any other
@@ -83,9 +83,9 @@ class MultiTaskFolderDataset(FolderArchiveDataset):
 
     Args:
         labels: {target: its declaration}.
-        data_root: What the folders are below.
+        data_root: The folder above the others.
         images: Folder of the images. It and the other folders may hold '{split}'.
-        image_suffix: What follows the name in the images' file names.
+        image_suffix: The part after the name in the images' file names.
         split: Replaces '{split}'. Defaults to 'train'.
         split_file: Text file with the names of this split's images, one per line, as in ``images`` (an ending may be
             there); it may hold '{split}'. None takes all images.

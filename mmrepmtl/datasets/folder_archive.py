@@ -16,8 +16,8 @@ class FileSet:
     """The files of one modality.
 
     Args:
-        folder: Where they are.
-        endings: What follows the sample's name in a file's name, '.png' or '_gtFine_labelIds.png'; case is ignored.
+        folder: The folder that they are in.
+        endings: The rest of a file's name after the sample's, '.png' or '_gtFine_labelIds.png'; case is ignored.
         reader: From a path to the array of ``MultiTaskDataset``'s table.
         nested: Whether the files are one level deeper, in folders of any name.
     """

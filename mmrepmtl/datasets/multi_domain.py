@@ -25,8 +25,8 @@ class MultiDomainDataset(MultiTaskDataset):
         datasets: {task: config of its data set, or the data set}, in the order of the tasks. A ``pipeline`` there runs
             before the common one (to bring the domains to one size, say).
         targets: The tasks whose domains are loaded; None is all. The others' files are not looked at.
-        data_root: What a data set's own relative ``data_root`` starts at, and the folder of those without one. None
-            takes, for the former, the folder that the environment variable ``MMREPMTL_DATA`` names.
+        data_root: Relative roots of the data sets start at this folder; it is also the folder of data sets without a
+            root. None: relative ones start at the folder that the environment variable ``MMREPMTL_DATA`` names.
         pipeline: Common transforms or their configs.
         test_mode: None means that of the data sets.
         **kwargs: Those of ``MultiTaskDataset``: ``seed``, ``check``.

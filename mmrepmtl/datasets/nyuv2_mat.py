@@ -23,7 +23,7 @@ class NYUv2Mat:
     so it can travel to other processes.
 
     Args:
-        folder: Where the four files are.
+        folder: The folder of the four files.
 
     Raises:
         FileNotFoundError: If one is missing.

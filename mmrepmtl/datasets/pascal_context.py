@@ -191,7 +191,7 @@ class PASCALContextDataset(FolderArchiveDataset):
 
 @dataclass(frozen=True)
 class PreferredFiles(FileSet):
-    """Files of which some also lie in a folder that comes first.
+    """Files that are looked for in two folders; the first one counts.
 
     Args:
         first: That folder.
@@ -362,7 +362,7 @@ def read_normals(path: str) -> np.ndarray:
 def read_human_parts(path: str, without_people: frozenset[str] = frozenset()) -> np.ndarray | None:
     """Parts of people (H, W) int64 of a PASCAL-Part annotation; None without a person that has parts.
 
-    Where masks overlap the later one in the file counts.
+    The later mask in the file counts where two overlap.
 
     Args:
         path: The .mat file.

@@ -46,7 +46,7 @@ _FORMATS: tuple[tuple[bytes, str, Callable[..., Image.Image]], ...] = (
     (b'GIF8', 'GIF', GifImagePlugin.GifImageFile),
 )
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
-# What Pillow's parsers stumble over in a file that is none.
+# Pillow's parsers raise these for a file that is no picture.
 _HEADER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError)
 _HEADER_ERRORS += (struct.error, AttributeError, RuntimeError, MemoryError)
 # Libjpeg goes on after these with grey or wrong pixels; a few bytes too many before the end do no harm.
@@ -61,13 +61,13 @@ _DECODERS = re.compile(
 
 
 class Header(NamedTuple):
-    """What a picture file says of itself.
+    """The header of a picture file.
 
     Attributes:
         format: 'JPEG', 'PNG', 'TIFF', 'WebP', 'BMP' or 'GIF'.
         size: (height, width) in pixels, as stored.
         mode: Pillow's name of the kind of pixels, '' if it has none.
-        frames: Of an animation, or pages of a document.
+        frames: Number of frames of an animation, or of pages of a document.
         orientation: EXIF's number, 1 to 8.
     """
 
@@ -213,7 +213,7 @@ def decode_bytes(
         # Without the clock and the source line of OpenCV's log.
         why = damage.strip().rpartition('TIFF_Error ')[2] if damage else 'it is damaged or cut off'
         raise ValueError(f'{path}: cannot be read as an image, expected {expected}: {why}')
-    return turned(array, header.orientation), header
+    return upright(array, header.orientation), header
 
 
 def open_pixels(path: str, expected: str, limit: int | None = None) -> Image.Image:
@@ -240,8 +240,8 @@ _TRANSPOSES = {
 }
 
 
-def turned(array: np.ndarray, orientation: int) -> np.ndarray:
-    """An array (H, W, ...) as EXIF's orientation says that it is to be seen; 5 to 8 exchange height and width."""
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Rotates and mirrors an array (H, W, ...) as its EXIF orientation says; 5 to 8 exchange height and width."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     # Rows first: after the exchange the axes are those of the picture that is seen.
@@ -355,7 +355,7 @@ if hasattr(os, 'register_at_fork'):
 
 @contextmanager
 def decoder_messages(mine: re.Pattern = _DECODERS) -> Iterator[list[str]]:
-    """What C libraries write to the process's standard error meanwhile: the only way in which libjpeg tells of damage.
+    """Collects what C libraries write to the process's standard error: libjpeg reports damage in no other way.
 
     Args:
         mine: Lines that a decoder writes; all others are passed on.

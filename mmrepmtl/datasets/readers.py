@@ -28,7 +28,7 @@ def resolve_root(owner: str, data_root: str | Path | None, name: str) -> str:
 
     Args:
         owner: Class to name in the error.
-        data_root: What the user gave; None takes ``name`` in the folder that ``MMREPMTL_DATA`` names.
+        data_root: The user's folder; None takes ``name`` in the folder that ``MMREPMTL_DATA`` names.
         name: Folder below the one of the environment variable.
 
     Raises:
@@ -69,7 +69,7 @@ def read_noted_image(path: str, limit: int | None = None) -> tuple[np.ndarray, l
 
     8 bits are divided by 255. 16 bits are divided by 65535, unless no value is above 255 or 4095: these are 8 and 12
     bits in wider numbers, and would be black. Floats must be in [0, 1]. Transparency and ICC profiles are left out.
-    Of an animation or a document the first picture is taken.
+    An animation or a document gives its first picture.
 
     Args:
         path: The file.
@@ -224,7 +224,7 @@ def list_files(folder: Path, endings: Sequence[str], nested: bool = False) -> di
     """The files of a folder by name, without their ending; empty where there is no folder.
 
     Args:
-        folder: Where to look.
+        folder: The folder to look in.
         endings: Lower-case endings, such as '.png' or '_leftimg8bit.png'; a file's case does not matter.
         nested: Look into the folders below ``folder`` instead, one level.
     """

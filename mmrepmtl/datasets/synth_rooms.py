@@ -10,7 +10,7 @@ from mmrepmtl.registry import DATASETS
 SPLITS = ('train', 'val', 'test')
 TARGETS = ('semseg', 'depth', 'normal')
 
-# What a sample's random numbers are for. Apart from each other, so that the scene depends on neither size nor labels.
+# The streams of a sample's random numbers. They are independent: the scene depends on neither size nor labels.
 SCENE, SENSOR, LABELS = range(3)
 
 

@@ -30,7 +30,7 @@ MAX_PIXELS = 50_000_000
 MAX_FILE = '25mb'
 #: Pictures are shrunk to it, since a page needs no more and a network without a size of its own takes what it gets.
 MAX_SIDE = 1024
-#: Visitors who wait; each picture is worked on alone.
+#: Number of visitors that may wait; each picture is worked on alone.
 MAX_WAITING = 16
 
 _EMBEDDED = 'SynthRoomsDataset'
@@ -39,10 +39,10 @@ _EXAMPLE_SIZE = (240, 320)
 
 
 class Answer(NamedTuple):
-    """What the page shows of a picture.
+    """Everything that the page shows for one picture.
 
     Attributes:
-        note: What happened to the picture, HTML.
+        note: The changes made to the picture, HTML.
         network_input: The picture as the network sees it.
         predictions: {task: panel}.
         saliency: {task: panel}; empty panels where there is none.
@@ -80,7 +80,7 @@ class Demo:
 
         Args:
             path: The file.
-            name: What its owner calls it.
+            name: The name that its owner gave it.
 
         Raises:
             ValueError: It is no picture, too large, or cannot be predicted on; names the file.
@@ -185,7 +185,7 @@ def build_page(demo: Demo, examples: Sequence[Path]) -> Any:
         def predict(upload: dict | None) -> list:
             return _values(gr, demo, upload, len(panels))
 
-        # What is shown belongs to the picture before, also when the new one turns out to be none.
+        # The outputs still show the picture before; they are cleared even if the new file is no picture.
         upload.change(
             lambda: [None] * len(outputs), None, outputs, queue=False, show_progress='hidden', api_visibility='private'
         ).then(

@@ -21,7 +21,7 @@ TEXT_WIDTH = 320
 
 _STOPS = 16
 
-#: Of the page; the colours of the text are those of the browser's light or dark theme.
+#: The style of the page; the colours of the text are those of the browser's light or dark theme.
 CSS = """
 .panels {display: grid !important; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); gap: 16px}
 .panels .column {min-width: 0 !important; gap: 4px}

@@ -23,7 +23,7 @@ from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.version import __version__
 
 INSTALL = "pip install 'mmrepmtl[deploy]'"
-#: What is added to (H, W) for the sizes that a graph of free size is checked at. The first keeps multiples of 32.
+#: Added to (H, W): the further sizes that a graph of free size is checked at. The first keeps multiples of 32.
 _LARGER, _ODD = (32, 64), (9, 5)
 
 
@@ -33,7 +33,7 @@ class OnnxExport:
 
     Attributes:
         path: The file.
-        checkpoint: What it was made of.
+        checkpoint: The checkpoint that it was made from.
         size: (H, W) of the images, None where it is free.
         opset: Version of the ONNX operators.
         tasks: {task: what its output is}, as in the file's metadata.
@@ -131,7 +131,7 @@ def input_size(cfg: Config, size: Sequence[int] | None = None) -> tuple[int, int
 
 
 def describe_input(size: Sequence[int] | None) -> dict[str, Any]:
-    """What the metadata of the file says of its input; ``size`` (H, W) is None where it is free."""
+    """Describes the input for the metadata of the file; ``size`` (H, W) is None if it is free."""
     height, width = ('height', 'width') if size is None else size
     return dict(
         name=INPUT,
@@ -179,7 +179,7 @@ def _other_sizes(model: MultiTaskModel, size: tuple[int, int]) -> list[tuple[int
 
 
 def _refusal(model: MultiTaskModel, size: tuple[int, int]) -> str | None:
-    """What the network has against images of a size, or None."""
+    """Returns why the network refuses images of a size, or None if it takes them."""
     # Networks say it in many ways: assertions, shapes that do not fit, our own errors.
     try:
         predict(model, torch.zeros(1, 3, *size))

@@ -30,7 +30,7 @@ FORMS: KindTable[tuple[str, tuple[str, ...]]] = KindTable(
 
 
 class OnnxGraph(nn.Module):
-    """What is exported: the normalisation and padding of the data preprocessor, the network, and the predictions.
+    """The exported module: the normalisation and padding of the data preprocessor, the network, and the predictions.
 
     Outputs, in the order of the tasks, dense ones at the size of the images:
 
@@ -145,7 +145,7 @@ def form_of(task: str, head: TaskHead) -> tuple[str, str, tuple[str, ...]]:
 
 
 def describe(model: MultiTaskModel, targets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each output is: its kind, what it holds, its axes, and where there are such its unit, names and colours.
+    """Describes each output: kind, content and axes, and its unit, names and colours if it has any.
 
     Args:
         model: The model.

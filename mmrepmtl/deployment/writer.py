@@ -38,7 +38,7 @@ def to_onnx(
     Args:
         model: The model, in evaluation mode, on the CPU.
         size: (height, width) of the images.
-        metadata: What is written into the file's ``metadata_props``.
+        metadata: The entries of the file's ``metadata_props``.
         opset: Version of the ONNX operators; None takes the exporter's.
         dynamic_size: Leave height and width free.
 

@@ -1,4 +1,4 @@
-"""What a model must beat to have learned anything: the best constant prediction of the training set, for each metric.
+"""The best constant prediction of the training set for each metric; a model must beat it to have learned anything.
 
     constants = fit_constants(train_set, cfg.test_evaluator)
     values = evaluate_constants(test_set, cfg.test_evaluator, constants)     # {'task/metric': value}
@@ -68,7 +68,7 @@ def evaluate_constants(dataset: Iterable, specs: Specs, constants: Mapping[str, 
     Args:
         dataset: The test set; see :func:`fit_constants`.
         specs: The same as for :func:`fit_constants`.
-        constants: What :func:`fit_constants` returned for the training set.
+        constants: The result of :func:`fit_constants` for the training set.
         max_samples: See :func:`fit_constants`.
         progress: Show a progress bar.
 

@@ -72,7 +72,7 @@ class DepthMetric(StreamingMetric):
         }
 
     def definition(self) -> str:
-        """What the numbers are, for the log: their unit, what they are averaged over, what is left out."""
+        """Describes the numbers for the log: their unit, what they are averaged over, what is left out."""
         limits = 'above 0' if self.valid_range is None else f'above 0 and in {tuple(self.valid_range)}'
         over = {
             'pixel': 'over all pixels of the set whose target is {} (not means of per-image or per-batch values)',

@@ -1,4 +1,4 @@
-"""What each metric name means: its direction and whether it counts in Delta p. The one table all others read."""
+"""The meaning of each metric name: its direction and whether it counts in Delta p. All others read this one table."""
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -7,7 +7,7 @@ from mmrepmtl.evaluation.streaming import StreamingMetric, Totals, check_same_sh
 from mmrepmtl.registry import METRICS
 
 THRESHOLDS = {'within_11.25': 11.25, 'within_22.5': 22.5, 'within_30': 30.0}
-BINS = 180_000  # of 1e-3 degree
+BINS = 180_000  # each is 1e-3 degree wide
 
 
 @METRICS.register_module()
@@ -69,7 +69,7 @@ class NormalMetric(StreamingMetric):
         } | {name: int(totals[name]) / count * 100 for name in THRESHOLDS}
 
     def definition(self) -> str:
-        """What the numbers are, for the log: their unit, what they are averaged over, what is left out."""
+        """Describes the numbers for the log: their unit, what they are averaged over, what is left out."""
         over = {
             'pixel': 'over all valid pixels of the set (not means of per-image or per-batch values)',
             'batch': 'over the valid pixels of each batch, then the mean over batches, every batch alike, medians '

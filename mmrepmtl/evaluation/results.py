@@ -15,7 +15,7 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, float], meta: Ma
     Args:
         path: The file; its folder is made if need be. A number that is not finite is written as null.
         metrics: ``{'task/metric': value}``.
-        meta: What else to keep, of JSON's types: checkpoint, method, seed, ...
+        meta: Further facts to keep, in JSON's types: checkpoint, method, seed, ...
     """
     numbers = {key: float(value) for key, value in metrics.items()}
     content = {

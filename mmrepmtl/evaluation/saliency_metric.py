@@ -116,7 +116,7 @@ class SaliencyMetric(BinaryMetric):
         return f, iou, precision, recall
 
     def definition(self) -> str:
-        """What the numbers are, for the log: their unit, what they are averaged over, what is left out."""
+        """Describes the numbers for the log: their unit, what they are averaged over, what is left out."""
         how = {
             'image': 'of precision, recall and IoU averaged over images',
             'pixel': 'of precision, recall and IoU of all pixels of the set',

@@ -87,7 +87,7 @@ class StreamingMetric(BaseMetric):
         self._definition_logged = False
         self.reset()
 
-    # What a kind of task defines.
+    # Each metric class defines the following.
 
     @abstractmethod
     def zeros(self) -> Totals:

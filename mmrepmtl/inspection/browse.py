@@ -37,8 +37,8 @@ def browse_dataset(
         out: The file, .png or .jpg.
         split: 'train', 'val' or 'test'.
         num: Number of samples, spread evenly over the data set.
-        seed: Of the augmentation; None takes the run's.
-        epoch: Of the augmentation. 'val' and 'test' have no random numbers of their own.
+        seed: The seed of the augmentation; None takes the run's.
+        epoch: The epoch of the augmentation. 'val' and 'test' have no random numbers of their own.
 
     Returns:
         The samples' numbers.

@@ -1,4 +1,4 @@
-"""What must agree between the parts of a config: heads, metrics, data sets and loaders."""
+"""Compares the parts of a config that must agree: heads, metrics, data sets and loaders."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from mmrepmtl.utils.config_types import find_type, type_name
 Targets = Mapping[str, Mapping[str, Any]]
 """``metainfo['targets']``: {name: its declaration}."""
 
-# What of a declaration the number and meaning of a network's outputs depend on.
+# The parts of a declaration that the number and meaning of a network's outputs depend on.
 MEANING = ('kind', 'classes', 'names', 'inverse')
 
 

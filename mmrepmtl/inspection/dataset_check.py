@@ -53,22 +53,22 @@ def check_dataset(
     for split in splits:
         loader = loader_of(cfg, split)
         if not loader:
-            found.take([], [f'{split}: the config has no {split}_dataloader, so there is nothing to check'])
+            found.add([], [f'{split}: the config has no {split}_dataloader, so there is nothing to check'])
             continue
         dataset = _build(dataset_of(cfg, split, 'check'), split, found)
         if dataset is None:
             continue
         datasets[split] = dataset
-        found.take(*check_loader(loader, dataset, split))
+        found.add(*check_loader(loader, dataset, split))
         same = next((other for other, (settings, _) in read.items() if settings == str(loader.dataset)), None)
         if same is not None:
             print(f'{split}: the same data set as {same}')
             continue
         counts = list(_other_counts(split, dataset))
-        found.take(*([], counts) if allow_partial else (counts, []))
+        found.add(*([], counts) if allow_partial else (counts, []))
         paths = _read(dataset, split, workers, max_errors, (cfg.get('randomness') or {}).get('seed') or 0, found)
         read[split] = (str(loader.dataset), paths)
-    found.take(*check_links(cfg, {split: _targets(dataset) for split, dataset in datasets.items()}))
+    found.add(*check_links(cfg, {split: _targets(dataset) for split, dataset in datasets.items()}))
     _check_overlap({split: paths for split, (_, paths) in read.items()}, found)
     print(f'{len(found.defects)} defects' if found.defects else 'no defects')
     return found.defects
@@ -84,7 +84,7 @@ class _Findings:
         self.defects.append(sentence)
         print(f'defect: {sentence}', flush=True)
 
-    def take(self, defects: Sequence[str], notes: Sequence[str] = ()) -> None:
+    def add(self, defects: Sequence[str], notes: Sequence[str] = ()) -> None:
         for sentence in defects:
             self.defect(sentence)
         for sentence in notes:
@@ -99,7 +99,7 @@ def _build(config: Mapping, split: str, found: _Findings) -> Any:
         return None
     for inner in walk(dataset):
         if isinstance(inner, MultiTaskDataset):
-            # What counts is what is in the files.
+            # The check is of the files, not of their decoded copies.
             inner.cache = None
     if not len(dataset):
         found.defect(f'{split}: the data set has no samples')
@@ -180,7 +180,7 @@ def _read(dataset: Any, split: str, workers: int, max_errors: int, seed: int, fo
     for line in _notes(split, _targets(dataset), targets, constant):
         print(f'note: {line}')
     if not wrong:
-        found.take(list(_unlabelled(split, targets)))
+        found.add(list(_unlabelled(split, targets)))
     return paths
 
 

@@ -1,4 +1,4 @@
-"""What a sample shows when it is looked at: its defects, and numbers to sum up over a data set."""
+"""Examines one sample: its defects, and numbers to sum up over a data set."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def inspect_sample(dataset: Any, index: int, seed: int, training: bool) -> Sampl
     Args:
         dataset: A ``MultiTaskDataset``, or any data set of packed samples.
         index: The sample.
-        seed: Of the augmentation.
+        seed: The seed of the augmentation.
         training: Whether dense targets must have the size of the image, as heads need it for their losses.
     """
     facts = SampleFacts(path=f'sample {index}')
@@ -123,7 +123,7 @@ def _look_at_numbers(value: np.ndarray) -> TargetFacts:
     return TargetFacts(1, Counter(), valid, value.size, value.astype(np.float64), value.astype(np.float64))
 
 
-#: From a loaded target to its facts.
+#: Functions of a loaded target that return its facts.
 FACTS: KindTable[Callable[[Any], TargetFacts]] = KindTable(
     'mmrepmtl.inspection.sample_facts.FACTS',
     dict(

@@ -95,8 +95,8 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
     def dataset_meta(self) -> dict[str, Any]:
         """``classes`` and ``palette`` of ``pred_sem_seg`` for mmseg's visualiser.
 
-        mmseg sets it from the checkpoint. What it takes for the classes where a checkpoint names none (Cityscapes'),
-        and what does not fit the number of classes, is not taken over.
+        mmseg sets it from the checkpoint, and takes Cityscapes' classes if a checkpoint names none. Neither these nor
+        classes of another number are taken over.
         """
         return self._dataset_meta
 

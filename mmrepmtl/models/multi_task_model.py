@@ -26,7 +26,7 @@ class MultiTaskModel(BaseModel):
     The output of ``encoder`` (or of ``neck``, where there is one) is the shared representation Z. The optim wrapper
     captures it as the output of the module that it is told by name: ``shared='encoder'`` or ``shared='neck'``.
 
-    Where each task has samples of its own, ``encoder_forward`` says how training runs the encoder:
+    ``encoder_forward`` says how training runs the encoder if each task has samples of its own:
 
     * ``'shared'``: once on the whole batch, and each head reads all of Z (a sample without its target adds nothing);
     * ``'per_task'``: once for each task, in their order, on the samples that have the task's target, so that BatchNorm
@@ -34,9 +34,9 @@ class MultiTaskModel(BaseModel):
     * ``'concat'``: once on the samples of all tasks in their order, of which each head reads its own, the rows
       ``task_slices[task]`` of Z. Faster, but BatchNorm mixes the domains.
 
-    With the latter two, each batch on each process must hold samples of every task (``DomainBatchSampler``), and a
-    sample with the targets of several tasks goes through the encoder for each. Predictions are always of all tasks
-    for all samples, in one forward pass.
+    With ``'per_task'`` and ``'concat'``, each batch on each process must hold samples of every task
+    (``DomainBatchSampler``), and a sample with the targets of several tasks goes through the encoder for each.
+    Predictions are always of all tasks for all samples, in one forward pass.
 
     Args:
         encoder: Config of a module, or the module, that maps images to a feature map or a tuple of them and whose
@@ -146,13 +146,13 @@ class MultiTaskModel(BaseModel):
         """
         size = (inputs.shape[-2], inputs.shape[-1])
         if self.encoder_forward == 'per_task':
-            return {task: self.heads[task](_own(self.represent(_take(inputs, own)), task), size)
+            return {task: self.heads[task](_own(self.represent(_select_rows(inputs, own)), task), size)
                     for task, own in rows.items()}
         self.task_slices, start = {}, 0
         for task, own in rows.items():
             self.task_slices[task] = slice(start, start + len(own))
             start += len(own)
-        features = self.represent(_take(inputs, [row for own in rows.values() for row in own]))
+        features = self.represent(_select_rows(inputs, [row for own in rows.values() for row in own]))
         return {task: self.heads[task](_cut(_own(features, task), own), size) for task, own in self.task_slices.items()}
 
     def loss(self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None) -> dict[str, Tensor]:
@@ -254,14 +254,14 @@ def _build(config: _Config, **defaults: Any) -> nn.Module:
     return config if isinstance(config, nn.Module) else MODELS.build(config, default_args=defaults)
 
 
-def _take(inputs: Tensor, rows: Sequence[int]) -> Tensor:
+def _select_rows(inputs: Tensor, rows: Sequence[int]) -> Tensor:
     """The rows of a batch, without a copy where they follow each other."""
     start, stop = rows[0], rows[0] + len(rows)
     return inputs[start:stop] if list(rows) == list(range(start, stop)) else inputs[list(rows)]
 
 
 def _own(features: Any, task: str) -> Any:
-    """What the head of a task reads: all that the neck returned, unless it returned something for each task."""
+    """Returns the input of a task's head: the neck's output, or the task's own entry in it."""
     return features[task] if isinstance(features, Mapping) and task in features else features
 
 

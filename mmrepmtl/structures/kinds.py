@@ -38,11 +38,11 @@ class Kind:
         names: Entry of the declaration that lists its classes or numbers, which it must have: 'classes', 'names' or
             None.
         count: Argument of heads that says how many of these there are.
-        options: What a declaration may say beside its kind.
+        options: The keys that a declaration may have beside its kind.
         files: Those of the options that are about the files of an own data set, so that ``metainfo`` is without them.
         required: Those of the options that an own data set must state.
         endings: Endings of the files that an own data set reads it from; () if it does not.
-        legend: What the colours of a panel mean; '' where a panel holds names or text.
+        legend: The meaning of a panel's colours; '' if a panel holds names or text.
         ranged: Whether the range of these colours differs from sample to sample, so that a panel needs a scale.
         like: Name of a kind of the same form whose entries the tables take where they have none for this one.
         directions: Whether pixels hold unit vectors (right, into the scene, up), whose first part a mirror negates.
@@ -144,13 +144,13 @@ TABLES: 'list[KindTable[Any]]' = []
 
 
 class KindTable(dict[str, Entry], Generic[Entry]):
-    """What one module does with each kind of target: {kind: entry}.
+    """One module's behaviour for each kind of target: {kind: entry}.
 
     A dict, but a kind that it lacks is a clear error, a kind that is ``like`` another has its entry unless it has an
     entry of its own, and :func:`gaps` looks at it.
 
     Args:
-        place: Where it is: 'package.module.NAME'.
+        place: Its full name, 'package.module.NAME'.
         entries: The entries by name of the kind.
         dense: True or False: it is about dense kinds, or about the others, only. None: about all.
     """
@@ -207,7 +207,7 @@ class KindTable(dict[str, Entry], Generic[Entry]):
 
 
 def gaps(kinds: Iterable[str] | None = None) -> list[str]:
-    """What is to be filled before these kinds (None: all) are known everywhere: 'package.module.NAME: KIND' each.
+    """Lists the tables that lack an entry for these kinds (None: all): 'package.module.NAME: KIND' each.
 
     Only tables of modules that have been imported are looked at.
     """

@@ -21,7 +21,7 @@ class NamedSum:
     Args:
         owner: Who speaks in errors.
         what: Names the things in errors, plural: ``'losses'``.
-        advice: What the user can do if the ranks differ, a sentence.
+        advice: A sentence that tells the user what to do if the ranks differ.
         group: Process group; None is the default group.
 
     Attributes:
@@ -58,7 +58,7 @@ class NamedSum:
         return dict(zip(self._agreed[0], total, strict=False))
 
     def _describe(self, values: Mapping[str, Tensor]) -> tuple:
-        """What has to be equal on all ranks: the names, and (description, value) of all else."""
+        """Collects what has to be equal on all ranks: the names, and (description, value) of all else."""
         first = next(iter(values.values()))
         self._like = first.detach().new_empty(0)
         return tuple(sorted(values)), (('dtype', first.dtype), *self.facts.items())

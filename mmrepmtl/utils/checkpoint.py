@@ -25,7 +25,7 @@ from torch import Tensor
 from mmrepmtl.utils.pickle_names import foreign_objects, modern
 from mmrepmtl.utils.plain_data import allowed_globals, settle
 
-#: Where checkpoints of common trainers keep the weights.
+#: The keys under which checkpoints of common trainers keep the weights.
 _NESTS = ('state_dict', 'model', 'model_state_dict')
 _CHUNK = 1 << 22
 #: The attribute of a folder in a zip archive, as in MS-DOS.
@@ -78,11 +78,11 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
 
     Args:
         path: The file.
-        map_location: Where the tensors go, as for ``torch.load``.
+        map_location: The device of the tensors, as for ``torch.load``.
         trust: Load anything, code included, because the user said so; so does :func:`trust_checkpoints`.
 
     Returns:
-        What it holds: tensors, numbers, text, plain containers, NumPy arrays and numbers, log buffers of mmengine. A
+        Its content: tensors, numbers, text, plain containers, NumPy arrays and numbers, log buffers of mmengine. A
         ``defaultdict`` or a ``ConfigDict`` becomes a dict.
 
     Raises:

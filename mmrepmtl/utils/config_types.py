@@ -1,4 +1,4 @@
-"""What a config builds: by a name, by a name with its module, or by the class itself (pure-Python configs)."""
+"""The types in a config: named, named with their module, or given as the class itself (pure-Python configs)."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ Lazy = LazyAttr | LazyObject
 
 
 def find_type(kind: Any, registry: Registry) -> Callable | None:
-    """What the value of ``type`` in a config builds: a class, or any other callable.
+    """Resolves the value of ``type`` in a config: a class, or any other callable.
 
     Args:
         kind: A name that is registered, a dotted name, a class, a function, a ``functools.partial``, or a lazy object
             of mmengine's pure-Python configs.
-        registry: Where names are looked up.
+        registry: The registry in which names are looked up.
 
     Returns:
-        None where nothing has that name.
+        None if nothing has that name.
     """
     if isinstance(kind, Lazy):
         kind = kind.build()

@@ -18,8 +18,8 @@ _ROOM = 255 - len(f'..{uuid.uuid4().hex}{TEMPORARY}')
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a file for writing that gets its name only when all of it is on the disk; its folder is made if need be.
 
-    Several processes may write one file at once: the last one to finish wins. What a killed process leaves,
-    :func:`sweep_temporary` removes.
+    Several processes may write one file at once: the last one to finish wins. :func:`sweep_temporary`
+    removes the files of killed processes.
 
     Args:
         path: The file.
@@ -40,7 +40,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a failed write
+        if error.filename is None and error.errno is not None:  # a failed write names no file
             error.filename = str(path)
         raise
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from mmrepmtl.utils.stack import INSTALL_MM
 
-#: What mmseg and mmcv print on import where optional packages are absent that no part of ours uses.
+#: mmseg and mmcv print these on import if optional packages are absent that no part of ours uses.
 _PRINTED = 'Could not import OneDL'
 _WARNED = 'Fail to import ``MultiScaleDeformableAttention``'
 
@@ -17,7 +17,7 @@ def import_mmseg(user: str, *modules: str) -> None:
     """Imports ``mmseg.MODULE`` for each of ``modules`` without its messages about optional packages.
 
     Args:
-        user: What needs mmseg, for the error.
+        user: The part that needs mmseg, for the error.
         modules: For example ``'models'``; their classes are registered with mmseg's registries then.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 _MAX_PICKLES = 5
 
 
-#: What every file of ``torch.save`` asks for.
+#: The names that every file of ``torch.save`` asks for.
 _USUAL = re.compile(
     r'torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w*Storage|collections\.OrderedDict|_codecs\.encode'
 )

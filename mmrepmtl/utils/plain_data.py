@@ -1,4 +1,4 @@
-"""What a checkpoint may hold besides tensors and plain containers, rebuilt without calling what the file names.
+"""Rebuilds what a checkpoint may hold besides tensors and plain containers, without calling what the file names.
 
 ``torch.load(weights_only=True)`` builds tensors, numbers, strings and containers, and calls only what it was told is
 safe. NumPy's own rebuilding functions are not: a dtype or an array takes any state, and one made up for the purpose has
@@ -148,7 +148,7 @@ _HOLDERS = (argparse.Namespace, TorchVersion, bool, bytes, dict, float, frozense
 
 
 def allowed_globals() -> list:
-    """What ``torch.serialization.safe_globals`` is given, beyond what torch itself allows."""
+    """The arguments for ``torch.serialization.safe_globals``, beyond what torch itself allows."""
     return [*_STAND_INS, *_HOLDERS]
 
 
@@ -156,7 +156,7 @@ def settle(content: Any) -> Any:
     """Replaces the stand-ins in what was read, in place where containers allow it.
 
     Args:
-        content: What ``torch.load`` returned with :func:`allowed_globals`.
+        content: The result of ``torch.load`` with :func:`allowed_globals`.
 
     Raises:
         pickle.UnpicklingError: A stand-in lies where only something hashable can.

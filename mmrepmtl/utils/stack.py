@@ -1,8 +1,7 @@
 """Names a stack of packages that cannot work, in one line, before its own errors do.
 
-What is installed is read from the packages' metadata, so that nothing heavy is imported to find out
-(:func:`check_versions`). Only what metadata cannot tell is tried by an import, and only where mmengine is present and
-would import it anyway (:func:`check_imports`).
+:func:`check_versions` reads the packages' metadata, so that nothing heavy is imported. :func:`check_imports` tries by
+an import only what metadata cannot tell, and only if mmengine is present and would import it anyway.
 """
 import importlib
 import importlib.util
@@ -62,10 +61,10 @@ UNDECLARED = (
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed: {distribution: version} and {distribution: its declared requirements}."""
+    """The installed packages: {distribution: version} and {distribution: its declared requirements}."""
     versions: Mapping[str, str]
     requires: Mapping[str, list[str]] = field(default_factory=dict)
-    platform: tuple[str, str] = ('linux', 'x86_64')  # of `sys.platform` and `platform.machine()`
+    platform: tuple[str, str] = ('linux', 'x86_64')  # `sys.platform` and `platform.machine()`
 
 
 def read_installed() -> Installed:

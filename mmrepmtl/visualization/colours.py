@@ -10,7 +10,7 @@ from mmrepmtl.structures.kinds import VOID
 #: Void labels, invalid depth and invalid normals.
 INVALID_COLOUR = (0, 0, 0)
 
-#: Of yes-or-no maps; black and grey are values there.
+#: The colours of yes-or-no maps; black and grey are values there.
 BINARY_BLACK = 24
 BINARY_VOID_COLOUR = (120, 30, 30)
 

@@ -1,4 +1,4 @@
-"""Where and how much a prediction is wrong: one panel per kind of target."""
+"""Draws where and how much a prediction is wrong: one panel per kind of target."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from mmrepmtl.structures.kinds import VOID, KindTable
 from .colours import INVALID_COLOUR
 from .panels import fit, text_panel
 
-#: From pale (no error) to dark red; the black of invalid pixels is none of them.
+#: Colours from pale (no error) to dark red; the black of invalid pixels is none of them.
 _STOPS_C3 = np.array([[246, 246, 240], [244, 165, 110], [205, 50, 50], [95, 0, 40]], float)
 ERROR_COLOURS_K3 = np.stack(
     [np.interp(np.linspace(0, 3, 256), range(4), channel) for channel in _STOPS_C3.T], axis=-1
@@ -116,7 +116,7 @@ def _mean(text: str, error: np.ndarray, valid: np.ndarray) -> str:
     return text.format(error[valid].mean()) if valid.any() else 'no valid pixel'
 
 
-#: From (truth, prediction, declaration, (h, w) of the panel) to the panel.
+#: Functions of (truth, prediction, declaration, (h, w) of the panel) that return the panel.
 ERRORS: KindTable[Callable[..., ErrorPanel]] = KindTable(
     'mmrepmtl.visualization.errors.ERRORS',
     dict(

@@ -150,7 +150,7 @@ def _pair(truth, prediction, size: tuple[int, int], paint_truth: Callable, paint
     return Pair(unlabelled_panel(size) if truth is None else paint_truth(truth), paint_prediction(prediction))
 
 
-#: From (truth or None, prediction, declaration, (h, w) of the panels) to the pair.
+#: Functions of (truth or None, prediction, declaration, (h, w) of the panels) that return the pair.
 PAIRS: KindTable[Callable[..., Pair]] = KindTable('mmrepmtl.visualization.panels.PAIRS', dict(
     segmentation=_segmentation, binary=_binary, depth=_depth, normals=_normals, classification=_classification,
     regression=_regression))

@@ -125,7 +125,7 @@ def _task_block(task: str, target: str, sample: MultiTaskDataSample, meta, size,
 
 
 def _scale(scale: tuple[float, float, str] | None, meta: Mapping[str, Any]) -> tuple[float, float, str] | None:
-    # What an inverse depth is measured in is the data set's affair; not every one's is 1 / metre.
+    # The unit of an inverse depth is the data set's affair; not every one's is 1 / metre.
     return (*scale[:2], '') if scale is not None and meta.get('inverse') else scale
 
 

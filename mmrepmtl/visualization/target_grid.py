@@ -109,7 +109,7 @@ def _draw(target: np.ndarray, meta: Mapping[str, Any], size: tuple[int, int]) ->
     other = np.zeros(len(meta['classes'])) if kind.has_ids and not kind.dense else target
     pair = make_pair(meta['kind'], target, other, meta, size)
     scale = pair.scale
-    # What an inverse depth is measured in is the data set's affair.
+    # The unit of an inverse depth is the data set's affair.
     return _Panel(pair.truth, (*scale[:2], '') if scale and meta.get('inverse') else scale)
 
 

@@ -22,11 +22,11 @@ from .sheet import task_sheet
 class MultiTaskVisualizer(Visualizer):
     """mmengine's visualiser, whose ``add_datasample`` draws all tasks of a sample; see :func:`task_sheet`.
 
-    Where the pictures go is the backends' affair: ``LocalVisBackend`` (``vis_data/vis_image``),
+    The backends decide where the pictures go: ``LocalVisBackend`` (``vis_data/vis_image``),
     ``TensorboardVisBackend``, ``WandbVisBackend``, ``MLflowVisBackend`` and mmengine's others.
 
     Args:
-        name: Of this instance.
+        name: The name of this instance.
         head_targets: {task: name of its target}. None: :class:`MultiTaskVisualizationHook` sets it; elsewhere each task
             is drawn against the target of its own name.
         **kwargs: Those of mmengine's ``Visualizer``: ``vis_backends``, ``save_dir``, ...

@@ -1,4 +1,4 @@
-"""What a project of one's own adds to mmseg: a data set with depth, a depth head, a segmentor with two heads.
+"""A project's own parts for mmseg: a data set with depth, a depth head, a segmentor with two heads.
 
 Plain mmseg; nothing here knows of multi-task methods.
 """

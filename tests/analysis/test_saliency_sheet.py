@@ -72,7 +72,7 @@ def test_the_matrices_of_a_model_stay_below_its_panels(tasks, count):
     maps = SaliencyMaps(TASKS[:tasks], ones, ones / tasks, anchors, affinities, 1.0, ones[:, 0, 0, 0], {}, (4, 6))
     images, captions = [np.zeros((4, 6, 3), np.uint8)] * count, [('', '')] * count
     one, two = saliency_sheet(images, captions, dict(A=maps)), saliency_sheet(images, captions, dict(A=maps, B=maps))
-    right = one.shape[1] - 14  # of the first model's panels
+    right = one.shape[1] - 14  # the first model's panels
     assert (one[:, right:] == 255).all() and (two[:, right : right + 20] == 255).all()
     assert np.array_equal(one[:, :right], two[:, :right])
     for value, cells in ((0.25, count * count), (0.75, count * tasks)):

@@ -50,7 +50,7 @@ def tool(run) -> Callable[..., int]:
 
 @pytest.fixture
 def lines(monkeypatch) -> list[str]:
-    """What the inferencer writes to the log."""
+    """The lines that the inferencer writes to the log."""
     written: list[str] = []
     monkeypatch.setattr('mmrepmtl.apis.inferencer.print_log', lambda message, **_: written.append(message))
     return written

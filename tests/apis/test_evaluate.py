@@ -1,4 +1,4 @@
-"""What a test has computed is kept whatever comes after it, and what would spoil it is found before."""
+"""Results of a test are kept whatever comes after it, and anything that would spoil them is found before."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What guards a run is there whatever the config says, and once."""
+"""The hooks that guard a run are there whatever the config says, and once."""
 
 from types import SimpleNamespace
 

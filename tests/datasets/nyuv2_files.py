@@ -11,7 +11,7 @@ from mmrepmtl.datasets.synth import render_room, sample_room
 SIZE = (60, 80)
 COUNT = 5
 SPLITS = dict(train=(5, 1), val=(3, 2, 4))  # official ids, from 1, in no order
-FOV = 2 * np.arctan(320 / 518.86)  # of the Kinect, so that its intrinsics fit the rendered rooms
+FOV = 2 * np.arctan(320 / 518.86)  # the Kinect's, so that its intrinsics fit the rendered rooms
 
 
 def make_image(number):

@@ -10,7 +10,7 @@ from scipy.io import savemat
 from mmrepmtl.datasets.pascal_context import voc_palette
 
 IDS = dict(train=('2008_000002', '2008_000009', '2009_000015', '2010_001000'), val=('2008_000003', '2010_000004'))
-# What an image's people are like; the others hold an object of another class, or nothing.
+# The people in an image; the other images hold an object of another class, or nothing.
 PEOPLE = {'2008_000009': 'two', '2010_001000': 'partless', '2008_000003': 'two', '2009_000015': 'nothing'}
 VOC12 = ('2008_000002', '2010_000004')
 # A valid class for normals (chair), 'unknown' and a class that NYUv2 has not (aeroplane).

@@ -169,7 +169,7 @@ def test_an_interrupted_writer_leaves_nothing_behind(root, build, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             build().load(0)
     assert [path for path in (root / 'cache').rglob('*') if path.is_file()] == []
-    # What a killed process could not remove is not taken either.
+    # The rest of a killed process is not read either.
     dataset = build()
     path = dataset.cache.path(dataset.get_data_info(0))
     path.with_name(f'.{path.name}.0123.tmp').write_bytes(b'MRMTL01\n')

@@ -115,7 +115,7 @@ def test_a_second_run_does_only_what_is_missing(official, tmp_path):
     convert('nyuv2', official, tmp_path)
     before = contents(tmp_path)
     (tmp_path / 'train' / 'normal' / '1.npy').unlink()
-    # What a killed run leaves behind, cut off; it is neither taken for data nor kept.
+    # The cut-off rest of a killed run; it is neither read as data nor kept.
     (tmp_path / 'val' / 'depth' / '.2.npy.0123.tmp').write_bytes(b'\x93NUMPY')
     assert len(NYUv2Dataset(tmp_path, split='val')) == 3
     assert convert('nyuv2', official, tmp_path) == 0

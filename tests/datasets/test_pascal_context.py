@@ -36,7 +36,7 @@ def slow_parts(name):
 
 
 def slow_edges(labels):
-    """Where the four neighbours (mirrored without the border itself) do not add up to four times the pixel; thinned."""
+    """Edges, thinned: the four neighbours (mirrored without the border) do not add up to four times the pixel."""
     height, width = labels.shape
     mask = np.zeros(labels.shape, bool)
     for y in range(height):
@@ -309,7 +309,7 @@ def test_a_second_run_writes_only_what_is_missing(archive, tmp_path, capsys):
     edge, parts = out / 'train/edge/2008_000009.png', out / 'train/human_parts/2008_000009.png'
     before = edge.read_bytes()
     edge.unlink()
-    (edge.parent / '.2008_000009.png.1.tmp').write_bytes(before[:20])  # what a killed run leaves
+    (edge.parent / '.2008_000009.png.1.tmp').write_bytes(before[:20])  # the rest of a killed run
     parts.write_bytes(b'kept')
     with pytest.raises(FileNotFoundError, match=r'1 of 4 files are missing in .*edge, the first is 2008_000009\.png'):
         len(PASCALContextDataset(data_root=str(out)))

@@ -128,7 +128,7 @@ def test_depth_is_divided_and_inverse_depth_multiplied():
 
 
 def edge_position(row):
-    """Where a row of values rises through 0.5, between pixel centres."""
+    """The position at which a row of values rises through 0.5, between pixel centres."""
     first = int(np.argmax(row > 0.5))
     low, high = row[first - 1], row[first]
     return first - 0.5 + (0.5 - low) / (high - low)
@@ -181,7 +181,7 @@ def test_resize_agrees_with_torch(size):
         return tf.interpolate(tensor, size=size, mode=mode, **options)[0].permute(1, 2, 0).numpy()
 
     np.testing.assert_allclose(results['img'], by_torch(before['img'], 'bilinear'), atol=1e-5)
-    # Where a centre lies exactly between two pixels either is right.
+    # Either pixel is right for a centre exactly between two.
     rows, cols = (np.arange(out) for out in size)
     clear = np.ix_((2 * rows + 1) * HEIGHT % (2 * size[0]) != 0, (2 * cols + 1) * WIDTH % (2 * size[1]) != 0)
     for name in ('semseg', 'depth'):

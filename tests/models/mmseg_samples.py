@@ -35,7 +35,7 @@ def picture(size=(16, 24), seed=0) -> np.ndarray:
 
 
 def packed(image: np.ndarray, **meta) -> dict:
-    """What mmseg's pipelines give the model."""
+    """The batch that mmseg's pipelines give the model."""
     from mmseg.datasets.transforms import PackSegInputs
 
     keys = ('ori_shape', 'img_shape', 'pad_shape', 'flip', 'flip_direction', 'img_path')

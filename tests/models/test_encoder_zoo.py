@@ -121,7 +121,7 @@ def check_levels(encoder: Encoder, layout: str, built: TimmEncoder, output, sali
 
 
 def check_claims(encoder: Encoder, built: TimmEncoder) -> None:
-    """What the table says beside channels and strides, which :func:`check_levels` has seen."""
+    """The rest of the table's line: :func:`check_levels` has seen channels and strides."""
     inner = getattr(built.model, 'model', built.model)
     assert getattr(inner, 'num_prefix_tokens', 0) == encoder.prefix_tokens
     channels_last = getattr(built.model, 'output_fmt', 'NCHW') == 'NHWC'

@@ -56,7 +56,7 @@ for build in (
 
 
 def python(code: str) -> list[str]:
-    """What a fresh interpreter prints."""
+    """The output of a fresh interpreter."""
     result = subprocess.run(
         [sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False
     )

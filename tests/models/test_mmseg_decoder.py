@@ -69,7 +69,7 @@ def gradients(model) -> dict:
 
 @pytest.fixture
 def double():
-    torch.set_default_dtype(torch.float64)  # what a head makes itself should fit
+    torch.set_default_dtype(torch.float64)  # tensors that a head makes itself should fit
     yield
     torch.set_default_dtype(torch.float32)
 

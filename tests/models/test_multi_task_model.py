@@ -44,7 +44,7 @@ def test_each_head_trains_through_mmengine(task):
     model = build_model([task])
     wrapper = OptimWrapper(torch.optim.Adam(model.parameters(), lr=1e-2))
     samples = [make_sample(0), make_sample(1)]
-    for sample in samples:  # what can be learned: a step, a ramp and a plane
+    for sample in samples:  # a step, a ramp and a plane can be learned
         sample.set_target('semseg', (torch.arange(24) // 12).expand(16, 24).contiguous())
         sample.set_target('depth', torch.linspace(1, 2, 24).expand(1, 16, 24).contiguous())
         sample.set_target('normal', torch.tensor([0.6, 0.0, 0.8])[:, None, None].expand(3, 16, 24).contiguous())

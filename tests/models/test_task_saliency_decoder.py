@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 PAPER = CONFIGS / 'nyuv2/rep-mtl_resnet50-d8_deeplab_b8-200e_nyuv2-288x384.py'
 EXAMPLE = CONFIGS / 'nyuv2/rep-mtl_resnet50-d8-tsd_deeplab_b8-200e_nyuv2-288x384.py'
 BUDGET = 0.06e9
-#: What moves or makes memory without arithmetic.
+#: Operations that move or make memory without arithmetic.
 FREE = ('view', 'unsqueeze', 't', 'detach', 'empty', 'expand', 'alias')
 
 

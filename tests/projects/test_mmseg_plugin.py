@@ -185,7 +185,7 @@ optim_wrapper = dict(
 
 
 def call(tool, config, rooms, work_dir, *more, patch=None) -> str:
-    """What the tool logs, in a process of its own with the workers of the config; with ``patch`` in this process."""
+    """The log of the tool, in a process of its own with the workers of the config; with ``patch`` in this process."""
     parts = [f'{part}_dataloader' for part in ('train', 'val', 'test')]
     options = {f'{part}.dataset.data_root': rooms for part in parts}
     options |= {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4, 'default_hooks.logger.interval': 1}

@@ -20,7 +20,7 @@ from mmrepmtl.visualization.target_grid import target_grid
 from tests.tools.own_config import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of the drawings below: panels of 160 x 128, the first at (14, 14 + 44 + 20), 6 pixels apart, 20 for a scale.
+# The drawings below have panels of 160 x 128, the first at (14, 14 + 44 + 20), 6 pixels apart, 20 for a scale.
 WIDTH, HEIGHT, LEFT, TOP, GAP = 160, 128, 14, 78, 6
 
 
@@ -31,7 +31,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is handed to the drawing function."""
+    """The arguments of the drawing function."""
     calls = []
     monkeypatch.setattr(browse_module, 'target_grid', lambda *a: calls.append(a) or target_grid(*a))
     return calls

@@ -1,4 +1,4 @@
-"""What a step of each method keeps in memory, and what it moves to the host."""
+"""Memory of a step of each method, and its copies to the host."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def wide_batch(seed: int = 0) -> dict:
 @pytest.fixture
 def make(monkeypatch):
     """A step of a method on a wide model, and the method's wrapper."""
-    for module in (base, state, sdmgrad):  # what is worked on at once is small beside a real encoder
+    for module in (base, state, sdmgrad):  # blocks that are worked on at once are small beside a real encoder
         monkeypatch.setattr(module, 'COLUMNS', 2**10)
 
     def make(case: str, cls: type[Wide] = Wide, **changes):

@@ -32,7 +32,7 @@ NAMES = list(payloads(Path('marker')))
 
 
 def data() -> dict:
-    """What checkpoints of all kinds hold."""
+    """The content of checkpoints of all kinds."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(2, 3, 8, 8)).pow(2).sum().backward()
@@ -83,7 +83,7 @@ def digest(value):
 
 @pytest.fixture
 def marker(tmp_path) -> Path:
-    """What a payload writes; a test ends with it absent."""
+    """The file that a payload writes; a test ends with it absent."""
     path = tmp_path / 'marker'
     yield path
     assert not path.exists()

@@ -1,4 +1,4 @@
-"""What a config builds, in each way to say it: a plain, scoped or dotted name, a class, a partial, a lazy object."""
+"""Types in a config, in each way to say them: a plain, scoped or dotted name, a class, a partial, a lazy object."""
 
 from functools import partial
 

@@ -108,7 +108,7 @@ def test_depth_error_is_in_metres_over_the_valid_pixels():
 def test_normal_error_is_the_angle_in_degrees():
     angles = np.radians([0.0, 60.0, 90.0, 180.0])
     truth = np.tile(np.array([0.0, 0.0, 1.0])[:, None, None], (1, 1, 4))
-    prediction = 2.0 * np.stack([np.sin(angles), 0 * angles, np.cos(angles)])[:, None]  # of any length
+    prediction = 2.0 * np.stack([np.sin(angles), 0 * angles, np.cos(angles)])[:, None]  # vectors of any length
     error = make_error('normals', truth, prediction, TARGETS['normal'], (1, 4))
     assert error.scale == (0.0, 90.0, 'degrees') and error.summary == 'mean 82.5°'
     expected = [ERROR_COLOURS_K3[index].tolist() for index in (0, 170, 255, 255)]

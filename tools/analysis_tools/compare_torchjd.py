@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 def cases(group: str, num_tasks: int, seeds: int) -> Iterator[tuple[str, Tensor]]:
     """Names and gradients (T, 30) of a group."""
-    rounding = 1 + 6e-8 * normal(1, 30, seed=99)  # of a float32 backward pass
+    rounding = 1 + 6e-8 * normal(1, 30, seed=99)  # that of a float32 backward pass
     for seed in range(seeds):
         rows = normal(num_tasks, 30, seed=seed) + (0.3 if seed % 2 else 0.0)
         rest, total = rows[:-1], rows[:-1].sum(0, keepdim=True)
@@ -116,7 +116,7 @@ def in_cosines(weighting: type, gramian_PP: Tensor) -> Tensor:
         try:
             theirs = weighting(pref_vector=relative_P / len(relative_P), projector=projector)
             return theirs(cosines_PP) / relative_P
-        except Exception as error:  # of the solver's own kinds: not positive definite
+        except Exception as error:  # the solver's own exceptions: not positive definite
             last = error
     raise last
 

@@ -49,7 +49,7 @@ from mmrepmtl.datasets import SynthRoomsDataset
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'synth_rooms' / 'quickstart.py'
 EPOCH = 100
-#: What may be added after the warm-up per 100 iterations.
+#: The growth that is allowed per 100 iterations after the warm-up.
 LIMITS = dict(rss=0.25, objects=10.0, tensors=0.0, fds=0.0, threads=0.0, history=95.0, checkpoint=2000.0)
 LOG_SPREAD = 0.1
 
@@ -182,7 +182,7 @@ def _in_a_process(method: str, args: argparse.Namespace, out: Path) -> None:
     if args.quiet:
         os.dup2(os.open(out.with_suffix('.txt'), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     torch.set_num_threads(1)
-    logging.disable(logging.NOTSET)  # what a run logs is part of what is tested
+    logging.disable(logging.NOTSET)  # the log of a run is part of what is tested
     with tempfile.TemporaryDirectory() as folder:
         rows = run_method(method, args.iterations, args.every, Path(folder, 'run'))
     out.write_text(json.dumps(rows))

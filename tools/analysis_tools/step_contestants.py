@@ -1,4 +1,4 @@
-"""What ``benchmark_step.py`` lets compete: training steps of our methods, mmengine's own, and ``torchjd``'s autojac."""
+"""The contestants of ``benchmark_step.py``: training steps of our methods, of mmengine and of torchjd's autojac."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence

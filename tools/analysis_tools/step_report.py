@@ -1,4 +1,4 @@
-"""What ``benchmark_step.py`` makes of its measurements: ratios and the table."""
+"""The report of ``benchmark_step.py``: ratios and the table."""
 
 import argparse
 import os
@@ -81,7 +81,7 @@ def _memory_row(memory: Memory, ew: Memory, shared_bytes: int) -> dict[str, floa
 
 
 def describe(args: argparse.Namespace, shared_parameters: int) -> dict:
-    """What was measured, and on what."""
+    """Describes what was measured, and on what."""
     device = torch.cuda.get_device_name() if torch.device(args.device).type == 'cuda' else platform.processor() or 'CPU'
     return dict(
         model=args.model,

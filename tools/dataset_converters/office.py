@@ -135,7 +135,7 @@ def make_lists(kind: type[OfficeDataset], images: Mapping[str, str]) -> Lists:
 
 
 def find_problems(kind: type[OfficeDataset], lists: Lists, images: Mapping[str, str], published: bool) -> list[str]:
-    """What differs from the official counts, one sentence each."""
+    """Lists the differences from the official counts, one sentence each."""
     problems = []
     for domain, official in kind.OFFICIAL_COUNTS.items():
         counts = [sum(path in images for path, _ in lists[domain, split]) for split in SPLITS]

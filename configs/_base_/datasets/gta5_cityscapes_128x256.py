@@ -2,7 +2,7 @@
 # official files; the domains' own pipelines bring them to one size. GTA5 by its official split.mat; Cityscapes has no
 # labelled test set: 'val' and 'test' are its 500 validation images (and GTA5's test split), so the last checkpoint is
 # the one that counts.
-data_root = None  # of gta5 (with split.mat) and cityscapes: a folder, or None: the environment variable MMREPMTL_DATA
+data_root = None  # the folder above gta5 (with split.mat) and cityscapes; None: the environment variable MMREPMTL_DATA
 _resize = [dict(type='ResizeMultiTask', size=(128, 256), interpolation='area')]
 _gta5 = dict(type='GTA5Dataset', data_root='gta5', split_file='split.mat', pipeline=_resize)
 _cityscapes = dict(
@@ -11,7 +11,7 @@ _cityscapes = dict(
 _pipeline = [dict(type='PackMultiTaskInputs')]
 
 train_dataloader = dict(
-    batch_size=32,  # of each domain; 387 batches of GTA5 are an epoch
+    batch_size=32,  # per domain; 387 batches of GTA5 are an epoch
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='EpochSampler', shuffle=True),

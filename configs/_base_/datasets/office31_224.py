@@ -1,7 +1,7 @@
 # Office-31: each domain is a task with samples of its own. No augmentation. The validation split is real, so a
 # checkpoint may be selected on it (avg/top1).
 data_root = None  # a folder, or None: 'office31' below the environment variable MMREPMTL_DATA
-split_dir = 'splits'  # of the lists DOMAIN_{train,val,test}.txt; a relative path starts at data_root
+split_dir = 'splits'  # holds the lists DOMAIN_{train,val,test}.txt; a relative path starts at data_root
 _domains = ['amazon', 'dslr', 'webcam']
 _pipeline = [
     dict(type='ResizeMultiTask', size=(224, 224), interpolation='area'),
@@ -10,7 +10,7 @@ _pipeline = [
 
 _domain = dict(type='Office31Dataset', split_dir=split_dir)
 _dataset = dict(type='MultiDomainDataset', data_root=data_root, pipeline=_pipeline)
-_loader = dict(batch_size=64, num_workers=4, persistent_workers=True)  # of each domain
+_loader = dict(batch_size=64, num_workers=4, persistent_workers=True)  # per domain
 _test_loader = dict(sampler=dict(type='DefaultSampler', shuffle=False), **_loader)
 
 train_dataloader = dict(

@@ -1,6 +1,6 @@
 # Office-Home: as Office-31, but with four other domains; 41 batches of the longest one are an epoch.
 _base_ = ['./office31_224.py']
-split_dir = 'splits'  # of the lists DOMAIN_{train,val,test}.txt; a relative path starts at data_root
+split_dir = 'splits'  # holds the lists DOMAIN_{train,val,test}.txt; a relative path starts at data_root
 _domains = ['Art', 'Clipart', 'Product', 'Real_World']
 _domain = dict(type='OfficeHomeDataset', split_dir=split_dir)
 

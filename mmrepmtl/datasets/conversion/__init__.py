@@ -1,4 +1,4 @@
-"""What the converters in ``tools/dataset_converters`` share.
+"""The parts that the converters in ``tools/dataset_converters`` share.
 
 Files are written whole or not at all, by several processes; a second run goes on where the first one ended, if it was
 begun with the same settings; what there is, is compared with the official counts.

@@ -70,7 +70,7 @@ def _as_it_is(value: np.ndarray) -> np.ndarray:
     return value
 
 
-#: From the format of ``MultiTaskDataset`` to that of the .npy archives.
+#: Functions from the format of ``MultiTaskDataset`` to that of the .npy archives.
 ARCHIVED: KindTable[Callable[[np.ndarray], np.ndarray]] = KindTable(
     'mmrepmtl.datasets.conversion.arrays.ARCHIVED',
     dict(

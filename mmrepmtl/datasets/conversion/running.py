@@ -20,7 +20,7 @@ from mmrepmtl.datasets.conversion.samples import Plan, Sample, check_source, cla
 
 SECONDS_PER_LINE = 5.0
 SHOWN_FAILURES = 10
-# What a user or a damaged source can cause; anything else is a mistake in the code and shows its traceback.
+# A user or a damaged source can cause these; anything else is a mistake in the code and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 
@@ -61,12 +61,12 @@ def convert_all(plan: Plan, workers: int, report: Callable[[int, int], None]) ->
     """Writes all files that are missing.
 
     Args:
-        plan: What to convert.
+        plan: The samples to convert.
         workers: Number of processes; 0 is this one.
         report: Called with the number of samples done and their number.
 
     Returns:
-        list: What was wrong, per sample that failed; the others are converted nevertheless.
+        list: One error per sample that failed; the others are converted nevertheless.
 
     Raises:
         ValueError: If a worker process was killed.

@@ -1,4 +1,4 @@
-"""What a converter is going to write: its samples, what is official, and whose folder it is."""
+"""The plan of a converter: its samples, the official counts, and the run that a folder belongs to."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ class Sample:
     """One sample to convert.
 
     Args:
-        name: What the source calls it.
+        name: Its name in the source.
         source: What ``Plan.load`` needs to load it; travels to the worker processes.
         files: {modality: file to write}.
     """
@@ -35,14 +35,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a converter is going to do.
+    """The plan of a converter.
 
     Args:
         load: From a sample's source and the names of modalities to {modality: array to write}, see :func:`save_array`.
         samples: {split: its samples}.
         official: {split: how many there should be}.
-        problems: What the source lacks besides, one sentence each.
-        settings: What the files depend on, besides the names of the samples.
+        problems: Whatever else the source lacks, one sentence each.
+        settings: Everything that the files depend on, besides the names of the samples.
     """
 
     load: Callable[[Any, Sequence[str]], Mapping[str, np.ndarray]]

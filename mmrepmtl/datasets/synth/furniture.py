@@ -57,16 +57,18 @@ def lamp(rng: np.random.Generator, x: float, y: float, height: float) -> list[Pa
 def ball(rng: np.random.Generator, x: float, y: float, base: float, radius: float) -> list[Part]:
     """A ball on the floor or on a table."""
     material = _seamless(random_material(rng, ROUND, gloss=0.8), radius, int(rng.integers(2, 7)))
-    return [Part('sphere', (x, y, base + radius), (radius, radius, radius), BALL, material, _turn(rng))]
+    return [Part('sphere', (x, y, base + radius), (radius, radius, radius), BALL, material, _random_angle(rng))]
 
 
 def bin_(rng: np.random.Generator, x: float, y: float, base: float, radius: float, height: float) -> list[Part]:
     """A cylinder: a bin on the floor, a vase on a table."""
     material = _seamless(random_material(rng, ROUND, gloss=0.5), radius, int(rng.integers(3, 10)))
-    return [Part('cylinder', (x, y, base + height / 2), (radius, radius, height / 2), BIN, material, _turn(rng))]
+    size = (radius, radius, height / 2)
+    return [Part('cylinder', (x, y, base + height / 2), size, BIN, material, _random_angle(rng))]
 
 
-def _turn(rng: np.random.Generator) -> float:
+def _random_angle(rng: np.random.Generator) -> float:
+    """An angle about the vertical axis, in radians."""
     return between(rng, -np.pi, np.pi)
 
 

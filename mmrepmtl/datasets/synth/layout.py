@@ -181,7 +181,7 @@ def _panel(rng: np.random.Generator, wall: int, at: float, ceiling: float) -> Pa
 
 
 def _view(rng: np.random.Generator) -> Material:
-    """What a window shows, by day or by night: sky, ground, the share of the height at which they meet, the clouds."""
+    """The view from a window, by day or by night: sky, ground, the height (share) at which they meet, clouds."""
     day = rng.random() < 0.75
     sky = (between(rng, 0.2, 0.6), between(rng, 0.4, 0.7), between(rng, 0.6, 0.95))
     ground = random_colour(rng, 0.25, 0.6, 0.6)

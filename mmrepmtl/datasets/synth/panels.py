@@ -1,4 +1,4 @@
-"""What hangs in the walls: doors, windows and pictures, painted into the plane of the wall."""
+"""The panels of the walls: doors, windows and pictures, painted into the plane of the wall."""
 import numpy as np
 
 from mmrepmtl.datasets.synth.scene import DOOR, WINDOW, Panel
@@ -10,7 +10,7 @@ def paint_panel(panel: Panel, along: np.ndarray, height: np.ndarray,
     """The colours and the emission of a panel.
 
     Args:
-        panel: What to paint.
+        panel: The panel to paint.
         along: (N,) float32 coordinates along the wall within the panel, metres.
         height: (N,) float32 metres above the floor.
         pixel: (N,) float32 extent of a pixel on the wall, metres.

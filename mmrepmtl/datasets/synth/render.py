@@ -28,7 +28,7 @@ class RoomImage(NamedTuple):
 
 @dataclass
 class Surfaces:
-    """What the N rays hit: world points and normals (3, N), linear albedo (3, N), gloss, emission and class (N,)."""
+    """Surfaces that N rays hit: world points and normals (3, N), linear albedo (3, N), gloss, emission, class (N,)."""
     point: np.ndarray
     normal: np.ndarray
     albedo: np.ndarray
@@ -41,7 +41,7 @@ def render_room(room: Room, size: tuple[int, int], rng: np.random.Generator | No
     """Renders a room.
 
     Args:
-        room: What to render.
+        room: The room to render.
         size: Height and width of the image, any positive numbers.
         rng: Draws the sensor noise; None leaves it out.
 
@@ -144,7 +144,7 @@ def _paint_floor(room: Room, index: slice, pixel: np.ndarray, out: Surfaces) -> 
 
 
 def _paint_rug(rug: Rug, x: np.ndarray, y: np.ndarray, pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the rug lies among the points (N,) and its colours there (3, n), with a border of the second colour."""
+    """Marks the points (N,) on the rug and returns its colours there (3, n), with a border of the second colour."""
     sine, cosine = float(np.sin(rug.yaw)), float(np.cos(rug.yaw))
     x, y = x - rug.centre[0], y - rug.centre[1]
     u, v = cosine * x + sine * y, cosine * y - sine * x

@@ -50,10 +50,10 @@ class Part:
 
     Args:
         shape: `cylinder` is upright, with caps.
-        centre: Of the solid, metres.
+        centre: The solid's centre, metres.
         half: Half extents along its own axes, metres; (r, r, r) of a sphere, (r, r, half height) of a cylinder.
         label: Index into `CLASSES`.
-        material: Of all its faces.
+        material: The material of all its faces.
         yaw: Turn about the vertical, radians, counter-clockwise seen from above.
         fronts: Columns and rows of drawer fronts on the face that looks along -y at yaw 0; (0, 0) for none.
     """
@@ -75,7 +75,7 @@ class Panel:
         wall: Index into `WALLS`.
         span: First and last coordinate along the wall (y of an x wall, x of a y wall), metres.
         rise: Lower and upper height, metres.
-        material: Of the leaf, the view or the painting.
+        material: The material of the leaf, the view or the painting.
         frame: Linear RGB of the frame.
         border: Width of the frame, metres.
         cells: Columns and rows of window panes or door fields.

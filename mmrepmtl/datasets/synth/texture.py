@@ -75,7 +75,7 @@ def paint(material: Material, u: np.ndarray, v: np.ndarray, pixel: np.ndarray) -
     """The linear RGB of a material.
 
     Args:
-        material: What to paint.
+        material: The material to paint.
         u: (N,) float32 surface coordinate, metres.
         v: (N,) float32 the other one.
         pixel: (N,) float32 extent of a pixel on the surface, metres.

@@ -54,7 +54,7 @@ def renormalise(normals: np.ndarray, valid: np.ndarray | bool = True, shortest: 
     """Unit length where ``valid`` (H, W), 0 0 0 elsewhere and where a vector of (H, W, 3) is below ``shortest``.
 
     A 0 0 0 vector that was interpolated in does not change the direction of the sum, so after this an invalid
-    neighbour has no influence. Where opposite vectors cancelled the result is invalid too. NaN stays NaN.
+    neighbour has no influence. The result is invalid too if opposite vectors cancelled. NaN stays NaN.
     """
     # One component at a time: NumPy is slow along an axis of three.
     x, y, z = (normals[..., axis] for axis in range(3))
@@ -81,7 +81,7 @@ def resize_normals(normals: np.ndarray, size: tuple[int, int], interpolation: st
 def resize_lines(lines: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes a map of thin lines (h, w), 0, 1 or 255 void: an output pixel is 1 if any pixel of its area is.
 
-    The nearest pixel would tear lines apart. Where nothing of the area is 1, the pixel is 0 if any of it is, else void.
+    The nearest pixel would tear lines apart. Without a 1 in its area a pixel is 0 if the area has a 0, else void.
     """
     # The union of areas, one axis after the other; in the order void, 0, 1 that is the maximum.
     ranks = np.select([lines == 1, lines == 0], [2, 1], 0).astype(np.uint8)

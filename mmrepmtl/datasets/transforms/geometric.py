@@ -44,7 +44,7 @@ def _resize_normals(value: np.ndarray, meta: dict, size: Size, interpolation: st
     return F.resize_normals(value, size, interpolation)
 
 
-#: From (value, declaration, (H, W), interpolation of the image) to the resized value.
+#: Functions of (value, declaration, (H, W), interpolation of the image) that return the resized value.
 RESIZE: KindTable[Callable[[np.ndarray, dict, Size, str], np.ndarray]] = KindTable(
     'mmrepmtl.datasets.transforms.geometric.RESIZE',
     dict(segmentation=_resize_nearest, binary=_resize_binary, depth=_resize_nearest, normals=_resize_normals),
@@ -65,7 +65,7 @@ def _zoom_normals(value: np.ndarray, meta: dict, window: Window, geometric: bool
     return F.zoom_normals(value, *window, geometric)
 
 
-#: From (value, declaration, window, whether directions are to agree with depth) to the enlarged window.
+#: Functions of (value, declaration, window, whether directions are to agree with depth): the enlarged window.
 ZOOM: KindTable[Callable[[np.ndarray, dict, Window, bool], np.ndarray]] = KindTable(
     'mmrepmtl.datasets.transforms.geometric.ZOOM',
     dict(segmentation=_zoom_nearest, binary=_zoom_nearest, depth=_zoom_depth, normals=_zoom_normals),

@@ -1,4 +1,4 @@
-"""What activation checkpointing must not do twice."""
+"""Guards the effects that activation checkpointing must not repeat."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class Recomputation:
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """What runs in here is the forward pass itself; anything outside is a repetition."""
+        """Code in this context is the forward pass itself; anything outside is a repetition."""
         self._running = True
         try:
             yield

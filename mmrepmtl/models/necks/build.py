@@ -1,4 +1,4 @@
-"""What a neck gets from the model, and what must not be wired to each other."""
+"""Builds a neck with what the model tells it, and refuses parts that do not fit each other."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from mmrepmtl.utils.config_types import find_type, type_name
 
 from ..decoders import Decoder, MMSegDecoder
 
-#: What an encoder may declare of its output.
+#: The attributes with which an encoder may describe its output.
 _DECLARED = ('layout', 'grid', 'num_prefix_tokens')
 
 
@@ -20,8 +20,8 @@ def build_neck(
 ) -> nn.Module:
     """Builds a neck; a module is taken as it is.
 
-    Its ``in_channels`` are ``channels``. Where it takes them it also gets ``tasks``, and those of ``layout``, ``grid``
-    and ``num_prefix_tokens`` that the encoder declares as attributes.
+    Its ``in_channels`` are ``channels``. A neck whose arguments name them also gets ``tasks``, and those of ``layout``,
+    ``grid`` and ``num_prefix_tokens`` that the encoder has as attributes.
 
     Raises:
         ValueError: The config contradicts the encoder or the heads, or the neck cannot read the encoder's layout.

@@ -23,7 +23,7 @@ class FPNNeck(nn.Module):
         out_indices: The levels that are returned, shallow to deep. One gives a map, several a tuple of them.
 
     Raises:
-        ValueError: A single level, or a returned one that there is not.
+        ValueError: For a single level, or for an index of ``out_indices`` that no level has.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class ToMapNeck(nn.Module):
         layout: ``'NCHW'`` (nothing to do), ``'NHWC'`` or ``'NLC'``.
         grid: (H, W) of the patches; ``'NLC'`` only.
         num_prefix_tokens: Tokens before those of the patches; ``'NLC'`` only.
-        readout: What becomes of the prefix tokens: ``'ignore'``, or ``'add'``, which adds the first of them, the class
+        readout: The use of the prefix tokens: ``'ignore'``, or ``'add'``, which adds the first of them, the class
             token, to every position (DPT: Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021).
 
     Raises:
