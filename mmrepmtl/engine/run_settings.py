@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 SETTINGS = 'run_settings'
 """Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""

@@ -18,7 +18,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmrepmtl.engine.hooks.checkpoint import CheckpointHook, name_last
 from mmrepmtl.engine.hooks.resume import ResumeHook
 from mmrepmtl.engine.last_checkpoint import INTERRUPTED
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')

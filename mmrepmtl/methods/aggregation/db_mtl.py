@@ -1,3 +1,5 @@
+"""DB-MTL. Dimensions: T tasks, P elements of the shared parameters."""
+
 from typing import Literal
 
 import torch
@@ -83,5 +85,4 @@ class DBMTL(StatefulAggregator):
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor:
         """The gradient of the log loss over that of the loss, ``1 / L_t`` (T,); 0 where there is no loss."""
-        del weights_T
         return torch.where(losses_T > 0, 1 / losses_T, 0.0)

@@ -1,3 +1,5 @@
+"""ExcessMTL. Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them."""
+
 from typing import Literal
 
 import torch
@@ -52,7 +54,6 @@ class ExcessMTL(StatefulAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_t w_t g_t`` (P,) and the weights (T,), which sum to T."""
-        del losses_T
         shape, device = gradients_TP.shape, gradients_TP.device
         curvature_TP = self.state('curvature_TP', shape, device, gradients_TP.dtype)
         first_T = self.state('first_T', shape[:1], device)

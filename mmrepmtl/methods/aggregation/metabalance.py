@@ -1,3 +1,5 @@
+"""MetaBalance. Dimensions: T tasks, P elements of the shared parameters, L layers (shared parameter tensors)."""
+
 from typing import Literal
 
 import torch
@@ -57,7 +59,6 @@ class MetaBalance(LayerwiseAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns the sum (P,) of the scaled gradients."""
-        del losses_T
         if not 0 <= self.target < len(gradients_TP):
             raise ValueError(
                 f'MetaBalance: target must be the index of one of {len(gradients_TP)} tasks, got {self.target}'

@@ -1,3 +1,9 @@
+"""MTAdam.
+
+Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them, L layers (tensors
+of them).
+"""
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -76,7 +82,6 @@ class MTAdam(LayerwiseAggregator):
         Returns:
             What is to be subtracted from the shared parameters, divided by the learning rate, (P,), and None.
         """
-        del losses_T
         sizes = self.layers(gradients_TP)
         norms_TL = layer_norms(gradients_TP, sizes)
         shape, device = gradients_TP.shape, gradients_TP.device

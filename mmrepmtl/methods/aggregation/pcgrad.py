@@ -1,10 +1,11 @@
+"""PCGrad. Dimensions: S the subset of the tasks that has a gradient."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .base import GramianAggregator
-from .solvers import on_present_tasks
 from .torchjd import make_solver, solve_with_torchjd
 
 
@@ -37,12 +38,9 @@ class PCGrad(GramianAggregator):
         self.solver = make_solver('PCGradWeighting')
         self.generator = torch.Generator().manual_seed(seed)
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the coefficients (T,) of the original gradients in the sum of the projected ones; absent tasks: 0."""
-        del losses_T
-        return on_present_tasks(
-            lambda gramian_PP, _: solve_with_torchjd(self.solver, gramian_PP, self.generator), gramian_TT
-        )
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the coefficients (S,) of the original gradients in the sum of the projected ones."""
+        return solve_with_torchjd(self.solver, gramian_SS, self.generator)
 
     def get_extra_state(self) -> Tensor:
         """The state of the random orders, for ``state_dict()``."""

@@ -1,3 +1,5 @@
+"""The base of the loss weightings. Dimensions: T tasks."""
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,7 +34,6 @@ class Weighting(nn.Module):
 
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""
-        del num_tasks
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that the run's own optimizer trains by the gradient of the scalar."""

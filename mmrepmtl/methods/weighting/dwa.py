@@ -1,3 +1,5 @@
+"""DWA. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""Equal weighting. Dimensions: T tasks."""
+
 from torch import Tensor
 
 from .base import Weighting
@@ -12,5 +14,4 @@ class EqualWeighting(Weighting):
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t L_t`` over the labelled tasks."""
-        del advance
         return losses_T.sum() if labelled_T is None else losses_T[labelled_T].sum()

@@ -1,3 +1,5 @@
+"""FAMO. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 

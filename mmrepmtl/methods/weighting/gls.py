@@ -1,3 +1,5 @@
+"""GLS. Dimensions: T tasks."""
+
 from torch import Tensor
 
 from mmrepmtl.methods.positive import check_positive
@@ -25,7 +27,6 @@ class GLS(Weighting):
         Raises:
             ValueError: If a loss is not positive.
         """
-        del advance
         mask_T = labelled_mask(losses_T, labelled_T)
         check_positive(self, losses_T, mask_T)
         if not mask_T.any():

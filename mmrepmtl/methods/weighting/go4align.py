@@ -1,3 +1,5 @@
+"""GO4Align. Dimensions: T tasks, N sorted numbers."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""IGBv2. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""RLW. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 

@@ -1,3 +1,5 @@
+"""STCH. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 
