@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms
 
@@ -37,6 +39,14 @@ class AlignedMTL(GramianAggregator):
     Raises:
         ValueError: For an unknown ``scale_mode``.
     """
+
+    facts = Facts(
+        paper='Senushkin et al., CVPR 2023, Algorithm 1',
+        rule=(
+            r'$w = \sqrt{s} V \Lambda^{-1/2} V^{\top} 1$, $G = V \Lambda V^{\top}$, $s$ the smallest '
+            'eigenvalue: principal components at one length'
+        ),
+    )
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmrepmtl.methods.facts import Facts
+
 from .solvers import on_present_tasks
 
 #: Columns of the gradients that are worked on at once in float64.
@@ -56,6 +58,9 @@ class Aggregator(nn.Module):
     #: ``'update'``: the result is the finished step of the shared parameters in units of the learning rate (the method
     #: is an optimizer), which must not pass through the run's optimizer again.
     returns: Literal['gradient', 'update'] = 'gradient'
+
+    #: What the tables of docs/methods.md say about the method; None for a method that is in no table.
+    facts: Facts | None = None
 
     #: Names of the tasks, for errors; the trainer sets them.
     task_names: Sequence[str] | None = None

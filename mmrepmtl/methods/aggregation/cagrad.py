@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms, nonnegative_qp
 
@@ -36,6 +38,14 @@ class CAGrad(GramianAggregator):
     Raises:
         ValueError: For a negative c.
     """
+
+    facts = Facts(
+        paper='Liu et al., NeurIPS 2021, Eq. 4',
+        rule=(
+            r'$\max_d \min_t \langle g_t, d \rangle$ with $\lVert d - g_0 \rVert \leq c \lVert g_0 \rVert$, '
+            '$g_0$ the mean'
+        ),
+    )
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms, pseudo_solve
 
@@ -25,6 +27,14 @@ class ConFIG(GramianAggregator):
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
     """
+
+    facts = Facts(
+        paper='Liu et al., ICLR 2025, Eq. 2',
+        rule=(
+            r'$d \propto \sum_t z_t g_t / \lVert g_t \rVert$, $C z = 1$: the direction of equal cosine to all '
+            'gradients, as long as the sum of their projections onto it'
+        ),
+    )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
         """Returns the weights (S,)."""

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .state import StatefulAggregator, check_fractions, labelled_tasks, magnitudes, row_norms, weighted_sum
@@ -41,6 +42,15 @@ class DBMTL(StatefulAggregator):
         ValueError: If the loss of a labelled task is not positive, for rates out of range, tasks or parameters that
             changed.
     """
+
+    facts = Facts(
+        paper='Lin et al., arXiv 2308.12029, Algorithm 1',
+        rule=(
+            r'$\max_s \lVert u_s \rVert \sum_t u_t / \lVert u_t \rVert$, $u_t$ the moving average of $\nabla '
+            r'\log L_t$'
+        ),
+        state='T copies (averages), counts',
+    )
 
     levels = ('parameter',)
     has_weights = False

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import cosines_and_norms, project_on_dual_cone
 
@@ -24,6 +26,11 @@ class DualProj(GramianAggregator):
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
     """
+
+    facts = Facts(
+        paper='Lopez-Paz and Ranzato (GEM), NeurIPS 2017, Eq. 11; as in arXiv 2406.16232',
+        rule='the mean of the $g_t$ projected onto the vectors that conflict with no gradient',
+    )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
         """Returns the weights (S,), at least 1 / S each."""

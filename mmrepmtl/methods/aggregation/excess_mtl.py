@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .state import StatefulAggregator, labelled_tasks, magnitudes, pieces, weighted_sum
 
 
@@ -36,6 +38,15 @@ class ExcessMTL(StatefulAggregator):
     Raises:
         ValueError: If ``eta`` is negative; for tasks or parameters that changed.
     """
+
+    facts = Facts(
+        paper='He et al., Robust Multi-Task Learning with Excess Risks, ICML 2024',
+        rule=(
+            r'$w_t \leftarrow w_t \exp(\eta e_t / e_t^{\mathrm{first}})$, $e_t = \sum_p g_{tp}^2 / '
+            r'\sqrt{h_{tp}}$, $h_t$ the sum of all $g_t^2$'
+        ),
+        state='T copies (sqrt h), weights',
+    )
 
     levels = ('parameter',)
     weights_heads_by_default = True

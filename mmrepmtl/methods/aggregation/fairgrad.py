@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients
 
@@ -37,6 +39,11 @@ class FairGrad(GramianAggregator):
     Raises:
         ValueError: If alpha is out of range or max_norm is not positive.
     """
+
+    facts = Facts(
+        paper='Ban and Ji, ICML 2024, Eq. 4',
+        rule=r'$G w = w^{-1/\alpha}$',
+    )
 
     solves_last = True
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import Aggregator
 from .state import pieces
 
@@ -42,6 +44,14 @@ class GradDrop(Aggregator):
     Raises:
         ValueError: If ``leak`` is outside [0, 1].
     """
+
+    facts = Facts(
+        paper='Chen et al., Just Pick a Sign, NeurIPS 2020, Eq. 1, Algorithm 1',
+        rule=(
+            r'per position the gradients of one sign are kept; the positive ones with probability $(1 + \sum_t '
+            r'g_t / \sum_t \lvert g_t \rvert) / 2$'
+        ),
+    )
 
     has_weights = False
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import GramianAggregator
@@ -39,6 +40,15 @@ class GradNorm(GramianAggregator):
     Raises:
         ValueError: For a loss that is not positive, or an ``lr`` that is negative.
     """
+
+    facts = Facts(
+        paper='Chen et al., ICML 2018, Eq. 1-2, Algorithm 1',
+        rule=(
+            r'$w$ descends $\sum_t \lvert G_t - \bar G r_t^{\alpha} \rvert$, $G_t = w_t \lVert g_t \rVert$, '
+            r'$\bar G$ their mean, $r_t$ the relative $L_t / L_t(0)$'
+        ),
+        state='w, L(0) (T each)',
+    )
 
     loss_transform = 'own'
     weights_heads_by_default = True

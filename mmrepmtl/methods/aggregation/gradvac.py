@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms, present_tasks
 
@@ -40,6 +42,12 @@ class GradVac(GramianAggregator):
     Raises:
         ValueError: For a ``beta`` outside [0, 1].
     """
+
+    facts = Facts(
+        paper='Wang et al., Gradient Vaccine, ICLR 2021, Eq. 2-4, Algorithm 1',
+        rule='the cosine of each pair is raised to its moving average; summed',
+        state='target cosines (T x T)',
+    )
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms, pseudo_solve
 
@@ -31,6 +33,11 @@ class IMTLG(GramianAggregator):
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
     """
+
+    facts = Facts(
+        paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, Eq. 4-7',
+        rule=r'$w_t \propto z_t / \lVert g_t \rVert$, $C z = 1$: equal projections onto all unit gradients',
+    )
 
     def __init__(
         self, level: Literal['parameter', 'representation'] = 'representation', weight_heads: bool | None = None

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .state import LayerwiseAggregator, check_fractions, layer_norms, layer_pieces, scaled_sum
 
 
@@ -35,6 +37,12 @@ class MetaBalance(LayerwiseAggregator):
     Raises:
         ValueError: For arguments outside these ranges, a target that does not exist, layers that changed.
     """
+
+    facts = Facts(
+        paper='He et al., WWW 2022, Algorithm 1',
+        rule=r'per layer $g_t \leftarrow g_t (r m_{\mathrm{target}} / m_t + 1 - r)$, $m$ moving norms; summed',
+        state='norms, counts (T x layers)',
+    )
 
     levels = ('parameter',)
     has_weights = False

@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import GramianAggregator
@@ -35,6 +36,11 @@ class MGDA(GramianAggregator):
     Raises:
         ValueError: For an unknown normalization, or a loss that is not positive where it is divided by.
     """
+
+    facts = Facts(
+        paper='Désidéri 2012; Sener and Koltun, NeurIPS 2018, Eq. 3, and MGDA-UB at Z',
+        rule=r'$\min_w \lVert \sum_t w_t g_t \rVert$ over the simplex',
+    )
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import gramian
 from .solvers import project_on_simplex
 from .state import StatefulAggregator, labelled_tasks, magnitudes, weighted_sum
@@ -45,6 +47,12 @@ class MoCo(StatefulAggregator):
     Raises:
         ValueError: For rates out of range, tasks or parameters that changed.
     """
+
+    facts = Facts(
+        paper='Fernando et al., ICLR 2023, Algorithm 1',
+        rule=r'$\sum_t w_t y_t$; $y_t$ tracks $g_t$, $w \leftarrow \mathrm{Proj}(w - \gamma (Y Y^{\top} + \rho I) w)$',
+        state='T copies (y), w, counts',
+    )
 
     levels = ('parameter',)
     has_weights = False

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .state import LayerwiseAggregator, check_fractions, labelled_tasks, layer_norms, layer_pieces
 
 
@@ -49,6 +51,15 @@ class MTAdam(LayerwiseAggregator):
     Raises:
         ValueError: For arguments out of range, tasks or layers that changed.
     """
+
+    facts = Facts(
+        paper='Malkiel and Wolf, EMNLP 2021',
+        rule=(
+            r"$\sum_t m_t / \max_s \sqrt{v_s}$, $m_t$ and $v_t$ Adam's moments of $g_t$ at the first task's "
+            'norm in each layer'
+        ),
+        state='2 T copies (moments), norms (T x layers), anchors',
+    )
 
     levels = ('parameter',)
     has_weights = False

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, present_tasks
 
@@ -41,6 +43,12 @@ class NashMTL(GramianAggregator):
     Raises:
         ValueError: If ``update_weights_every`` or ``max_norm`` is not positive.
     """
+
+    facts = Facts(
+        paper='Navon et al., ICML 2022, Claim 3.1, Algorithm 1',
+        rule='$G w = 1 / w$',
+        state='last bargain (T), count of steps',
+    )
 
     weights_heads_by_default = True
 

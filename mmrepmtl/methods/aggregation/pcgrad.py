@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .torchjd import make_solver, solve_with_torchjd
 
@@ -27,6 +29,11 @@ class PCGrad(GramianAggregator):
     Raises:
         ImportError: If torchjd is not installed.
     """
+
+    facts = Facts(
+        paper='Yu et al., Gradient Surgery, NeurIPS 2020, Algorithm 1',
+        rule='each $g_t$ projected onto the normal plane of those that it conflicts with, in random order; summed',
+    )
 
     def __init__(
         self,

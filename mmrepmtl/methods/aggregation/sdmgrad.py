@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import Aggregator
 from .solvers import project_on_simplex
 from .state import COLUMNS, row_norms, weighted_sum
@@ -49,6 +51,15 @@ class SDMGrad(Aggregator):
     Raises:
         ValueError: For settings out of range, or gradients of another number of batches.
     """
+
+    facts = Facts(
+        paper='Xiao et al., NeurIPS 2023, Algorithm 1, section 6.1',
+        rule=(
+            r'$\min_w \lVert \sum_t w_t g_t + \lambda g_0 \rVert$ over the simplex by SGD with two batches; '
+            'the step with the third'
+        ),
+        state='w (T)',
+    )
 
     levels = ('parameter',)
     num_batches = 3

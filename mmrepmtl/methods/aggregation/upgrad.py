@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
 from .solvers import cosines_and_norms, project_on_dual_cone
 
@@ -25,6 +27,11 @@ class UPGrad(GramianAggregator):
         level: Where the gradients are taken.
         weight_heads: As in :class:`Aggregator`.
     """
+
+    facts = Facts(
+        paper='Quinton and Rey, arXiv 2406.16232, Eq. 3, Proposition 1',
+        rule='each $g_t$ projected onto the vectors that conflict with no gradient; the mean',
+    )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
         """Returns the weights (S,), at least 1 / S each."""

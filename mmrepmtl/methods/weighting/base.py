@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mmrepmtl.methods.facts import Facts
+
 
 class Weighting(nn.Module):
     """Base of loss weightings: T task losses become the one scalar that is minimised.
@@ -28,6 +30,9 @@ class Weighting(nn.Module):
 
     #: Whether :meth:`end_epoch` is to be called between epochs.
     per_epoch: bool = False
+
+    #: What the tables of docs/methods.md say about the method; None for a method that is in no table.
+    facts: Facts | None = None
 
     #: Names of the tasks, for errors; the trainer sets them.
     task_names: Sequence[str] | None = None

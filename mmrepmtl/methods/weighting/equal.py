@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import Weighting
 
 
@@ -11,6 +13,11 @@ class EqualWeighting(Weighting):
     With ``loss_transform='log'`` it minimises the sum of log losses, the paper's "Rep-MTL (EW)" without its penalty. An
     unlabelled task is left out of the sum.
     """
+
+    facts = Facts(
+        paper='',
+        rule=r'$\sum_t L_t$',
+    )
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t L_t`` over the labelled tasks."""

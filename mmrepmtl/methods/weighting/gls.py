@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import Weighting
@@ -18,6 +19,11 @@ class GLS(Weighting):
     Accumulation: no state; each micro-batch has the geometric mean of its own losses. DDP: of the global losses. An
     unlabelled task is left out, and T is the number of labelled ones.
     """
+
+    facts = Facts(
+        paper='Chennupati et al., MultiNet++, CVPRW 2019',
+        rule=r'$\left(\prod_t L_t\right)^{1/T}$',
+    )
 
     loss_transform = 'own'
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import labelled_mask
@@ -26,6 +27,12 @@ class IMTLL(LearnedWeighting):
     Args:
         num_tasks: T; None where :meth:`setup` tells it later.
     """
+
+    facts = Facts(
+        paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, loss balance',
+        rule=r'$\sum_t e^{s_t} L_t - s_t$, $s$ learned',
+        state="s (T), and the optimizer's for it",
+    )
 
     sized_by = 'log_scale_T'
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .learned import LearnedWeighting
 
 
@@ -17,6 +19,12 @@ class UncertaintyWeighting(LearnedWeighting):
     Args:
         num_tasks: T; None where :meth:`setup` tells it later.
     """
+
+    facts = Facts(
+        paper='Kendall et al., CVPR 2018, Eq. 5-10',
+        rule=r'$\sum_t L_t / (2 e^{s_t}) + s_t / 2$, $s$ learned',
+        state="s (T), and the optimizer's for it",
+    )
 
     sized_by = 'log_variance_T'
 
