@@ -37,11 +37,11 @@ from mmrepmtl.visualization import prediction_grid, task_sheet
 from mmrepmtl.visualization.errors import ERRORS, ErrorPanel
 from mmrepmtl.visualization.panels import PAIRS, Pair, text_panel
 from tests.datasets.own_files import write, write_table
+from tests.harness import examples
 from tests.structures.harness import forget_new_kinds
 from tests.tools.own_config import TRAIN, VAL, make_config
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = re.search(r'```python\n(.*?Kind\(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.S).group(1)
+EXAMPLE = examples()['height.py']
 SIZE = (16, 20)
 
 

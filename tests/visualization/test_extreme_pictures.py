@@ -14,7 +14,7 @@ from mmrepmtl.visualization.draw import MAX_HEIGHT, panel_size, panel_width, pre
 from mmrepmtl.visualization.panels import font, shorten
 from mmrepmtl.visualization.sheet import _wrap
 from mmrepmtl.visualization.target_grid import target_grid
-from tests.analysis.test_saliency_maps import SETTINGS, batch, toy
+from tests.analysis.harness import SETTINGS, batch, toy
 
 SHAPES = [(3000, 1), (1, 3000), (1, 1), (4000, 2), (2, 4000)]
 TARGETS = dict(

@@ -1,5 +1,9 @@
+"""RLW. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import Weighting
 from .history import labelled_mask, masked_softmax, weighted_sum
@@ -19,6 +23,12 @@ class RLW(Weighting):
     Args:
         seed: Of the draws; the same on all ranks.
     """
+
+    facts = Facts(
+        paper='Lin et al., TMLR 2022, Algorithm 2',
+        rule=r'$\sum_t w_t L_t$, $w = \mathrm{softmax}(x)$, $x_t \sim N(0, 1)$ drawn anew in each step',
+        state='the draw of an unfinished step',
+    )
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
