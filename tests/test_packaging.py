@@ -69,7 +69,7 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 def test_setup_takes_version_and_requirements_from_their_files(setup_arguments: dict[str, object]) -> None:
     assert setup_arguments['version'] == __version__
     extras = setup_arguments['extras_require']
-    assert set(extras) == {'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests', 'dev'}
+    assert set(extras) == {'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'docs', 'tests', 'dev'}
     listed = {name: [line.partition('#')[0].strip() for line in read_lines(name)] for name in RANGES}
     assert setup_arguments['install_requires'] == listed['runtime']
     assert extras['dev'] == listed['tests'] + listed['deploy'] + listed['dev']

@@ -20,7 +20,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmrepmtl.utils.checkpoint import is_trusted, read_checkpoint
+from mmrepmtl.utils.checkpoint import CheckpointError, is_trusted, read_checkpoint
 
 _HTTP = ('http://', 'https://')
 
@@ -98,14 +98,17 @@ def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petr
 
 
 def load_from_pavi(filename: str, map_location: Any = None) -> Any:
-    """Loads from the model cloud of pavi."""
-    from pavi import modelcloud
+    """Refuses the model cloud of pavi, whose loader in mmengine unpickles; within ``trust_checkpoints`` it is called.
 
-    model = modelcloud.get(filename.removeprefix('pavi://'))
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, model.name)
-        model.download(file)
-        return load_from_local(file, map_location)
+    Raises:
+        CheckpointError: Outside of ``trust_checkpoints``.
+    """
+    if not is_trusted():
+        raise CheckpointError(
+            f'the checkpoint {filename} is refused: mmengine unpickles what comes from pavi, which could run code; '
+            'download it and give the file'
+        )
+    return mmengine_checkpoint.load_from_pavi(filename, map_location)
 
 
 def disarm_config_texts(content: Any, name: str) -> Any:

@@ -191,3 +191,8 @@ def test_what_is_no_checkpoint_of_mmengine_passes_unchanged(tmp_path):
     assert torch.equal(_load_checkpoint(str(tmp_path / 'a.pth')), torch.ones(2))
     torch.save(dict(meta=[1], message_hub='x'), tmp_path / 'a.pth')
     assert _load_checkpoint(str(tmp_path / 'a.pth')) == read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_the_model_cloud_whose_loader_unpickles_is_refused():
+    with pytest.raises(CheckpointError, match='pavi://a/b.pth is refused: mmengine unpickles'):
+        _load_checkpoint('pavi://a/b.pth')
