@@ -60,7 +60,7 @@ test: install
 # The quick tests with the lowest versions that requirements/ allow (of what they name; what these need is the newest).
 # The ONNX export has higher bounds of its own (deploy.txt), so its tests are left out.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -m 'not slow' --ignore-glob='tests/apis/test_export*' $(PYTEST_ARGS)
+	$(LOWEST)/bin/python -m pytest -m 'not slow' --ignore-glob='tests/deployment/test_export*' $(PYTEST_ARGS)
 
 $(LOWEST)/.installed: $(INSTALLED)
 	$(PYTHON) -m venv $(LOWEST)

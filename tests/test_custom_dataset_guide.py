@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.dataset_check import check_dataset
 from mmrepmtl.datasets import EpochIndex
+from mmrepmtl.inspection.dataset_check import check_dataset
 from mmrepmtl.registry import DATASETS, METRICS, MODELS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,23 +1,26 @@
 """docs/methods.md against the code: its rows, what they state of each class, its commands, the loop that it shows."""
 
 import copy
+import importlib.util
 import inspect
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from mmengine.config import DictAction
 from torch import nn
 
-from mmrepmtl.apis import available_methods, load_config
+from mmrepmtl.apis import available_methods, describe_methods, load_config
+from mmrepmtl.cli.methods import main as methods_command
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
+from tests.engine.harness import run
 from tests.engine.overlays import ready, settings_of
-from tests.engine.test_optim_wrapper import run
 from tests.engine.toy import make_batch, make_model, max_difference, split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +42,8 @@ def table(title: str) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-IDENTITY, BEHAVIOUR = table('What each is'), table('How each behaves')
-WHAT = {row['name'].strip('`'): row for row in IDENTITY}
+RULES, NEEDS, BEHAVIOUR = table('What each is'), table('What each needs'), table('How each behaves')
+WHAT = {row['name'].strip('`'): row for row in NEEDS}
 HOW = {row['name'].strip('`'): row for row in BEHAVIOUR}
 
 
@@ -66,7 +69,68 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize('rows', [IDENTITY, BEHAVIOUR], ids=['what', 'how'])
+def methods_table() -> ModuleType:
+    """The tool that writes the page's blocks."""
+    spec = importlib.util.spec_from_file_location('methods_table', ROOT / 'tools/misc/methods_table.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_made_from_the_classes_is_up_to_date():
+    """Else run tools/misc/methods_table.py."""
+    tool = methods_table()
+    assert tool.fill(TEXT, tool.blocks()) == TEXT
+
+
+def test_a_page_that_is_out_of_date_is_found_and_written(tmp_path, monkeypatch, capsys):
+    tool = methods_table()
+    old = tmp_path / 'methods.md'
+    old.write_text(
+        TEXT.replace('learned variance', 'learned number').replace('| `GLS` |', '| `GSL` |'), encoding='utf-8'
+    )
+    monkeypatch.setattr(tool, 'PAGE', old)
+    monkeypatch.setattr(tool, 'ROOT', tmp_path)
+    assert tool.main(['--check']) == 1 and 'methods.md is out of date' in capsys.readouterr().err
+    assert tool.main([]) == 0 and old.read_text(encoding='utf-8') == TEXT
+    assert tool.main(['--check']) == 0
+    old.write_text(TEXT.replace('<!-- end of rules', '<!-- the end of rules'), encoding='utf-8')
+    with pytest.raises(ValueError, match='begin of rules'):
+        tool.main([])
+
+
+def test_the_lines_are_those_of_the_command(capsys):
+    lines = describe_methods()
+    assert {row['name'].strip('`'): row['in words'] for row in RULES} == lines
+    assert all(line.endswith('.') for line in lines.values()), 'a first line that is half a sentence'
+    methods_command([])
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in lines.values())
+
+
+EQUATIONS = sorted(set(re.findall(r'\$(.*?)\$', re.sub(r'```.*?```', '', TEXT, flags=re.S), re.S)))
+
+
+def test_most_rules_are_equations():
+    assert sum('$' in row['rule'] for row in RULES) > 0.9 * len(RULES)
+    assert all(row['rule'].count('$') % 2 == 0 for row in RULES)
+
+
+@pytest.mark.parametrize('equation', EQUATIONS)
+def test_an_equation_is_the_same_on_github_and_on_the_site(equation):
+    """Markdown takes a backslash before punctuation, an underscore behind it, a star and a bar for its own."""
+    assert not re.search(r'\\[^a-zA-Z]|(?<![a-zA-Z0-9])_|[*|<>`]', equation)
+    assert equation == equation.strip() and equation.count('{') == equation.count('}')
+
+
+def test_a_dollar_is_at_the_edge_of_a_word():
+    """Else GitHub takes it for a dollar."""
+    for line in re.sub(r'```.*?```', '', TEXT, flags=re.S).splitlines():
+        for opening, closing in re.findall(r'(\S?)\$[^$]*\$(\S?)', line):
+            assert opening in ('', '(') and closing in ('', ',', '.', ';', ':', ')'), line
+
+
+@pytest.mark.parametrize('rows', [RULES, NEEDS, BEHAVIOUR], ids=['rules', 'needs', 'how'])
 def test_every_overlay_has_one_row_and_every_row_an_overlay(rows):
     assert sorted(row['name'] for row in rows) == sorted(f'`{name}`' for name in NAMES)
 
@@ -179,7 +243,7 @@ def test_accumulation_is_as_stated(name):
 
 
 def test_those_that_refuse_a_second_logarithm_are_all_listed():
-    listed = re.search(r"refuse `loss_transform='log'`:\s*`([^`]+)`", TEXT)[1].split()
+    listed = re.search(r"refuse `loss_transform='log'`:\s*<!--.*?-->\s*`([^`]+)`", TEXT)[1].split()
     methods = {name: Method(name) for name in NAMES}
     refusing = [
         name

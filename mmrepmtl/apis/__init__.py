@@ -2,7 +2,7 @@ from .config import available_methods, describe_methods, finish_launch, load_con
 from .config_file import available_configs, get_config
 from .evaluate import evaluate
 from .inferencer import InferenceResult, MultiTaskInferencer
-from .selection import apply_selection
+from .select_checkpoint import apply_selection
 from .train import train, train_single_tasks
 
 __all__ = [

@@ -12,9 +12,9 @@ from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
-from mmrepmtl.apis.resume import find_checkpoint, prepare_start
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
+from mmrepmtl.apis.start import find_checkpoint, prepare_start
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
@@ -32,7 +32,7 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
 
     Raises:
         ValueError: If the config lacks a part, the work directory cannot be written, or a checkpoint to start from is
-            refused, damaged or cannot be resumed (:func:`mmrepmtl.apis.resume.prepare_start`).
+            refused, damaged or cannot be resumed (:func:`mmrepmtl.apis.start.prepare_start`).
         Interrupted: If a signal stopped the run, with a checkpoint to go on from; a SystemExit.
     """
     check_training(cfg)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.browse import browse_dataset
+from mmrepmtl.inspection.browse import browse_dataset
 from mmrepmtl.utils.command import in_one_line
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mmengine.config import DictAction
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.dataset_check import SPLITS, check_dataset
+from mmrepmtl.inspection.dataset_check import SPLITS, check_dataset
 from mmrepmtl.utils.command import in_one_line
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmrepmtl.apis import MultiTaskInferencer
-from mmrepmtl.apis.demo import serve
+from mmrepmtl.demo.page import serve
 
 QUICKSTART = Path('work_dirs', 'quickstart')
 

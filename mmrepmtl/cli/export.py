@@ -8,8 +8,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmrepmtl.apis.export import OnnxExport, export_onnx
-from mmrepmtl.apis.onnx_check import BATCHES
+from mmrepmtl.deployment.check import BATCHES
+from mmrepmtl.deployment.export import OnnxExport, export_onnx
 from mmrepmtl.utils.command import in_one_line
 
 

@@ -29,6 +29,13 @@ from mmrepmtl.engine.checks import (
 from mmrepmtl.engine.epochs import EpochWatch
 from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch
 from mmrepmtl.engine.graph import check_gradients
+from mmrepmtl.engine.method_state import (
+    add_learned_group,
+    load_wrapper_state,
+    method_signature,
+    method_state,
+    without_learned,
+)
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy
 from mmrepmtl.engine.objective import Step, objective
@@ -36,13 +43,6 @@ from mmrepmtl.engine.precision import Precision
 from mmrepmtl.engine.report import describe, report_gradients
 from mmrepmtl.engine.rows import clip_gradients, keep_layouts
 from mmrepmtl.engine.second_look import SecondLook
-from mmrepmtl.engine.state import (
-    add_learned_group,
-    load_wrapper_state,
-    method_signature,
-    method_state,
-    without_learned,
-)
 from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
 from mmrepmtl.methods.regularizer import Regularizer

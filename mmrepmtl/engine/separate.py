@@ -8,9 +8,9 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWr
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
+from mmrepmtl.engine.method_state import without_learned
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 from mmrepmtl.engine.rows import clip_gradients
-from mmrepmtl.engine.state import without_learned
 from mmrepmtl.registry import OPTIM_WRAPPERS
 
 _ENTRY = ('optimizer', 'modules', 'paramwise_cfg', 'clip_grad')

@@ -1,4 +1,7 @@
-"""What the regularisers need of torch.distributed and of exact float32 products. No collective runs in a backward."""
+"""What the regularisers need of torch.distributed and of exact float32 products. No collective runs in a backward.
+
+Dimensions: R ranks, K values, N numbers of each rank.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

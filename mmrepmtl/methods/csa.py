@@ -1,6 +1,7 @@
 """Cross-task saliency alignment (Rep-MTL, Eq. 7-9) in its exact low-rank form.
 
-Dimensions: T tasks, B samples of this process, G samples of all processes, C channels, N positions.
+Dimensions: T tasks, B samples of this process, G samples of all processes, C channels, N positions, K columns of
+a matrix.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Losses that must be positive, and the task's name in the error."""
+"""Losses that must be positive, and the task's name in the error. Dimensions: T tasks."""
 
 import torch
 from torch import Tensor, nn

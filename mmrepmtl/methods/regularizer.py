@@ -2,8 +2,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mmrepmtl.methods.collectives import num_processes as num_processes  # found here too
-
 
 class Regularizer(nn.Module):
     """Base of penalties on the shared representation, added to the objective after weighting and aggregation.

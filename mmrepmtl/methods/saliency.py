@@ -1,6 +1,6 @@
 """Task saliency: the gradient of each task's loss with respect to the shared representation, kept in the graph.
 
-Dimensions: T tasks, B samples, C channels, N positions, R ranks.
+Dimensions: T tasks, B samples, C channels, N positions.
 """
 
 import re

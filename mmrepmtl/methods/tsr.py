@@ -1,6 +1,6 @@
 """Task-specific saliency regulation (Rep-MTL, Eq. 4-6): the entropy of who owns each position.
 
-Dimensions: T tasks, B samples, N positions.
+Dimensions: T tasks, B samples, C channels, N positions.
 """
 
 from typing import Any, NamedTuple

@@ -40,7 +40,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename is None:  # a failed write names no file
+        if error.filename is None and error.errno is not None:  # a failed write names no file
             error.filename = str(path)
         raise
 

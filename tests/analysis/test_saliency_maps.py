@@ -22,22 +22,10 @@ from mmrepmtl.analysis.saliency_maps import (
 from mmrepmtl.apis import load_config, train
 from mmrepmtl.methods.rep_mtl import cross_task_saliency_alignment, task_saliency_regulation
 from mmrepmtl.structures import MultiTaskDataSample
+from tests.analysis.harness import COUNT, SETTINGS, TASKS, batch, toy
 from tests.models.toy import build_model, make_images, make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
-TASKS = ('semseg', 'depth', 'normal')
-COUNT = 4
-SETTINGS = SaliencySettings('encoder')
-
-
-def batch(missing=()) -> tuple[list[Tensor], list[MultiTaskDataSample]]:
-    images = list(make_images(range(COUNT), dtype=torch.float64))
-    samples = [make_sample(index, missing=missing, dtype=torch.float64) for index in range(COUNT)]
-    return images, samples
-
-
-def toy(**arguments) -> nn.Module:
-    return build_model(TASKS, **arguments).double()
 
 
 def slow_losses(outputs: dict[str, Tensor], samples) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import torch
 
 from mmrepmtl.analysis.saliency_maps import SaliencyMaps, saliency_maps
 from mmrepmtl.analysis.saliency_sheet import HEAT_K3, on_picture, overlay, owner_colours, saliency_sheet, task_colours
-from tests.analysis.test_saliency_maps import COUNT, SETTINGS, TASKS, batch, toy
+from tests.analysis.harness import COUNT, SETTINGS, TASKS, batch, toy
 
 
 def test_the_hottest_place_is_where_the_saliency_is_greatest():

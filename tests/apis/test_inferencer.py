@@ -18,6 +18,7 @@ from mmrepmtl.apis.result_files import ResultWriter
 from mmrepmtl.datasets import readers
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import task_sheet
+from tests.apis.harness import read_frames, write_video
 from tests.apis.toy import NETWORK_SIZE, ROOT, TARGETS, picture, same
 
 
@@ -250,16 +251,6 @@ def test_what_cannot_be_predicted_on_is_refused(inferencer, tmp_path):
         inferencer(folder, batch_size=0)
 
 
-def write_video(path: Path, frames, code='FFV1', fps=10.0) -> Path:
-    height, width = frames[0].shape[:2]
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, (width, height))
-    assert video.isOpened()
-    for frame in frames:
-        video.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    video.release()
-    return path
-
-
 def test_a_video_is_its_frames_and_its_result_is_a_video(inferencer, tmp_path):
     frames = [picture((48, 64), seed) for seed in range(5)]
     path = write_video(tmp_path / 'clip.avi', frames)
@@ -275,13 +266,6 @@ def test_a_video_is_its_frames_and_its_result_is_a_video(inferencer, tmp_path):
     sheets = cv2.VideoCapture(str(results[0].files['visualization']))
     assert len(read_frames(results[0].files['visualization'])) == 5
     assert sheets.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
-
-
-def read_frames(path: Path) -> list[np.ndarray]:
-    video, frames = cv2.VideoCapture(str(path)), []
-    while (read := video.read())[0]:
-        frames.append(read[1])
-    return frames
 
 
 def test_a_video_that_ends_early_is_a_failure(inferencer, tmp_path):

@@ -13,8 +13,8 @@ from PIL import Image
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.inputs import LONGEST_NAME, result_name
 from mmrepmtl.utils.text import one_line
+from tests.apis.harness import write_video
 from tests.apis.odd_files import contents, make_odd_files, save
-from tests.apis.test_inferencer import write_video
 from tests.apis.toy import picture
 
 TASKS = ('semseg', 'edge', 'depth', 'normal')

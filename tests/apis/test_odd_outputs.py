@@ -139,7 +139,7 @@ def test_a_writer_without_preparation_makes_its_folders(inferencer, tmp_path):
 
 
 def test_the_demo_takes_and_refuses_the_same_files(tmp_path):
-    from mmrepmtl.apis.demo import read_upload
+    from mmrepmtl.demo.page import read_upload
 
     good, reasons = make_odd_files(tmp_path / 'in')
     for name in good:
@@ -152,7 +152,7 @@ def test_the_demo_takes_and_refuses_the_same_files(tmp_path):
 
 @pytest.mark.parametrize('shape', [(3000, 1, 3), (1, 3000, 3), (1, 1, 3)])
 def test_the_demo_shows_extreme_shapes(inferencer, tmp_path, shape):
-    from mmrepmtl.apis.demo import Demo
+    from mmrepmtl.demo.page import Demo
 
     path = save(tmp_path / 'x.png', np.full(shape, 99, np.uint8))
     answer = Demo(inferencer)(path, 'x.png')
@@ -160,7 +160,7 @@ def test_the_demo_shows_extreme_shapes(inferencer, tmp_path, shape):
 
 
 def test_an_export_that_cannot_be_written_is_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):
-    from mmrepmtl.apis import export
+    from mmrepmtl.deployment import export
 
     monkeypatch.setattr(export, '_need_packages', lambda: None)
     monkeypatch.setattr(export, 'load_model', lambda *_: pytest.fail('the model was loaded'))
@@ -191,7 +191,7 @@ def test_every_tool_refuses_a_device_that_is_not_there(name, run, monkeypatch, c
 
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     from mmrepmtl.apis import load_config
-    from mmrepmtl.apis.browse import browse_dataset
+    from mmrepmtl.inspection.browse import browse_dataset
 
     cfg = load_config(ROOT / 'tests/tools/tiny.py')
     (tmp_path / 'file').touch()

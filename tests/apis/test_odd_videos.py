@@ -10,8 +10,8 @@ import pytest
 
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.inputs import find_inputs
+from tests.apis.harness import read_frames, write_video
 from tests.apis.odd_files import save
-from tests.apis.test_inferencer import read_frames, write_video
 from tests.apis.toy import picture
 
 

@@ -11,12 +11,12 @@ from mmengine.config import Config
 
 from mmrepmtl.apis import MultiTaskInferencer, evaluate, load_config, train
 from mmrepmtl.apis import config as api
-from mmrepmtl.apis.browse import browse_dataset
 from mmrepmtl.apis.config_file import available_configs, read_config
-from mmrepmtl.apis.dataset_check import check_dataset
-from mmrepmtl.apis.demo import Demo, _heading
 from mmrepmtl.apis.train import single_task_config
+from mmrepmtl.demo.page import Demo, _heading
 from mmrepmtl.evaluation import load_results
+from mmrepmtl.inspection.browse import browse_dataset
+from mmrepmtl.inspection.dataset_check import check_dataset
 from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.cli.harness import CLASSES, METRICS, SHORT, TINY, inherited, run
 from tests.tools import own_parts

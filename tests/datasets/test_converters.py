@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from mmrepmtl.datasets import CityscapesDataset, GTA5Dataset, NYUv2Dataset
 from mmrepmtl.datasets.conversion import running as converting
 from mmrepmtl.datasets.nyuv2_mat import NYUv2Mat
 from mmrepmtl.utils.files import whole_file
+from tests.datasets.harness import TOOLS, convert, tool
 from tests.datasets.nyuv2_files import (
     COUNT,
     SPLITS,
@@ -33,24 +33,10 @@ from tests.datasets.street_files import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / 'tools' / 'dataset_converters'
 
 needs_data = pytest.mark.skipif(
     'MMREPMTL_DATA' not in os.environ, reason='needs raw Cityscapes frames: set MMREPMTL_DATA to the folder above'
 )
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f'convert_{name}', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def convert(name, src, dst, *options, partial=True, size='16x32'):
-    """Exit status of a converter in this process."""
-    options = [*options, '--allow-partial'] if partial else [*options]
-    return tool(name).main([str(src), str(dst), '--workers', '0', '--size', size, *options])
 
 
 def contents(folder):

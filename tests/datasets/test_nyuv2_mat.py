@@ -9,11 +9,11 @@ import pytest
 from scipy.io import savemat
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.selection import validates_on_test_set
+from mmrepmtl.apis.select_checkpoint import validates_on_test_set
 from mmrepmtl.datasets import NYUv2Dataset
 from mmrepmtl.datasets.nyuv2_mat import NYUv2Mat
+from tests.datasets.harness import convert
 from tests.datasets.nyuv2_files import SIZE, SPLITS, make_image, write_labelled_mat, write_official
-from tests.datasets.test_converters import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/nyuv2/rep-mtl_resnet50-d8_deeplab_b8-200e_nyuv2-288x384.py'

@@ -18,7 +18,7 @@ from mmrepmtl.evaluation import delta_p_task
 from mmrepmtl.models.data_preprocessor import MultiTaskDataPreprocessor
 from mmrepmtl.registry import METRICS, MODELS, TRANSFORMS
 from tests.datasets.pascal_files import IDS, make_raw, people_of, size_of, write_archive
-from tests.evaluation.test_edge import slow_thin
+from tests.evaluation.harness import slow_thin
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ('semseg', 'human_parts', 'saliency', 'edge', 'normal')

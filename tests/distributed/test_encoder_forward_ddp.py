@@ -4,7 +4,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed.launch import run_processes
-from tests.models.test_encoder_forward import build, make_batch
+from tests.models.harness import build, make_batch
 from tests.models.toy import PlainEncoder
 
 MODES = ('per_task', 'concat')

@@ -8,20 +8,11 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
+from tests.distributed.harness import SizedModel
 from tests.distributed.launch import run_processes
 from tests.engine import reference
-from tests.engine.test_optim_wrapper import CASES
+from tests.engine.harness import CASES
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference, split
-
-
-class SizedModel(ToyModel):
-    """Normalises its losses globally, as this package's own models do: uneven batches are then exact."""
-
-    def forward(self, inputs, a, b, c, mode='loss'):
-        size = torch.tensor(float(len(inputs)), dtype=inputs.dtype)
-        torch.distributed.all_reduce(size)
-        factor = len(inputs) * torch.distributed.get_world_size() / size
-        return {key: value * factor for key, value in super().forward(inputs, a, b, c).items()}
 
 
 class HalfLabelled(SizedModel):

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import run_processes
-from tests.engine.exact_runs import differences, merged, run, toy_config
-from tests.engine.test_exact_resume import METHODS
+from tests.engine.exact_runs import METHODS, differences, merged, run, toy_config
 
 LAUNCH = dict(
     launcher='pytorch',

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.tools.test_tools import ROOT, TINY, call
+from tests.tools.harness import ROOT, TINY, call
 
 CONFIG = """
 _base_ = [{base!r}]

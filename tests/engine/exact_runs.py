@@ -192,3 +192,30 @@ def _differences(name: str, one, two):
             yield name
     elif type(one) is not type(two) or one != two and not (one != one and two != two):
         yield f'{name}: {one!r}, {two!r}'
+
+
+def weighting(name, **settings):
+    return dict(optim_wrapper=dict(weighting=dict(type=name, **settings)))
+
+
+def aggregator(name, **settings):
+    return dict(optim_wrapper=dict(aggregator=dict(type=name, **settings)))
+
+
+REP_MTL = dict(optim_wrapper=dict(loss_transform='log', regularizers=[dict(type='RepMTL', warmup_iters=3, interval=2)]))
+METHODS = {
+    'rlw': weighting('RLW'),
+    'dwa': weighting('DWA', interval=2),
+    'uw': weighting('UncertaintyWeighting'),
+    'igbv2': weighting('IGBv2', interval=2, random_epochs=1, learn_after=1, update_every=2),
+    'gradnorm': aggregator('GradNorm'),
+    'sdmgrad': aggregator('SDMGrad'),
+    'moco': aggregator('MoCo'),
+    'db-mtl': aggregator('DBMTL'),
+    'pcgrad-z': aggregator('PCGrad', level='representation'),
+    'graddrop': aggregator('GradDrop'),
+    'rep-mtl': REP_MTL,
+    'pcgrad-rep-mtl': merged(REP_MTL, aggregator('PCGrad')),
+    'fp16': merged(REP_MTL, dict(optim_wrapper=dict(precision='bf16'))),
+    'skip': dict(optim_wrapper=dict(on_nonfinite='skip', aggregator=dict(type='PCGrad'))),
+}

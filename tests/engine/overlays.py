@@ -4,8 +4,10 @@ import copy
 from functools import cache
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
+from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 
@@ -66,3 +68,13 @@ def without_epochs(settings: dict) -> dict:
 def ready(name: str, **changes) -> dict:
     """The settings of a method for a bare loop over batches."""
     return without_epochs(settings_of(name)) | changes
+
+
+def wrap(model, name, lr=0.02, optimizer=torch.optim.SGD, **changes):
+    settings = ready(name, **changes)
+    return MultiTaskOptimWrapper(optimizer(model.parameters(), lr=lr), shared='encoder', **settings)
+
+
+def window(name) -> int:
+    """Micro-batches per step."""
+    return settings_of(name).get('accumulative_counts', 1)

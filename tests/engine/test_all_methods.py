@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmrepmtl.engine import MultiTaskOptimWrapper
-from tests.engine.overlays import CASES, METHODS, is_at_parameters, ready, settings_of
-from tests.engine.test_optim_wrapper import REP, run
-from tests.engine.toy import ToyModel, make_batch, make_model, max_difference, split
+from tests.engine.harness import REP, run
+from tests.engine.overlays import CASES, METHODS, is_at_parameters, settings_of, window, wrap
+from tests.engine.toy import Partial, ToyModel, make_batch, make_model, max_difference, split
 
 PUBLISHED = (
     'ew ew-log gls rlw uw dwa imtl-l igbv2 stch famo excess-mtl go4align mgda gradnorm pcgrad graddrop gradvac imtl-g '
@@ -18,16 +17,6 @@ PUBLISHED = (
 ).split()
 
 WITHOUT_REP = [name for name in METHODS if not settings_of(name)['regularizers']]
-
-
-def wrap(model, name, lr=0.02, optimizer=torch.optim.SGD, **changes):
-    settings = ready(name, **changes)
-    return MultiTaskOptimWrapper(optimizer(model.parameters(), lr=lr), shared='encoder', **settings)
-
-
-def window(name) -> int:
-    """Micro-batches per step."""
-    return settings_of(name).get('accumulative_counts', 1)
 
 
 def losses_of(model, batch) -> torch.Tensor:
@@ -152,18 +141,6 @@ def test_any_scale_of_the_losses_gives_finite_steps(name, factors):
     assert torch.isfinite(moved).all()
     assert (nn.utils.parameters_to_vector(model.encoder.parameters()) != 0).any() and moved.abs().max() < 0.1
     assert max_difference(model.encoder, start.encoder) > 1e-5
-
-
-class Partial(ToyModel):
-    """Tasks whose labels are all missing: a zero that is connected to the graph, and the flag."""
-
-    missing = ()
-
-    def forward(self, inputs, a, b, c, mode='loss'):
-        out = super().forward(inputs, a, b, c)
-        for task in self.missing:
-            out[f'{task}.loss'] = out[f'{task}.loss'] * 0
-        return out | {f'{task}.labelled': torch.tensor(float(task not in self.missing)) for task in self.tasks}
 
 
 @pytest.mark.parametrize('missing', ['b', 'ac', 'abc'])

@@ -80,7 +80,7 @@ def test_a_run_killed_before_it_deleted_does_so_when_it_resumes(tmp_path, monkey
     cfg = quick_config(tmp_path, default_hooks__checkpoint__max_keep_ckpts=1)
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointHook, '_remove', lambda self, name: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr('mmrepmtl.engine.hooks.checkpoint.INTERRUPTED', 'none')
+        patch.setattr('mmrepmtl.engine.hooks.saving.INTERRUPTED', 'none')
         with pytest.raises(KeyboardInterrupt):
             run(cfg)
     # The first call of all removes the checkpoint of an interruption: epoch 1 is whole and named by then.

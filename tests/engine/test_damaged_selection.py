@@ -7,7 +7,7 @@ import torch
 
 from mmrepmtl.engine.hooks.selection import HISTORY_KEY, SelectionHook
 from mmrepmtl.utils.checkpoint import load_checkpoint
-from tests.tools.test_selection import make_runner, metrics_at
+from tests.tools.harness import make_runner, metrics_at
 
 DAMAGE = [
     b'',

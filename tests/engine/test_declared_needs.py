@@ -9,7 +9,7 @@ from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
 from mmrepmtl.methods.regularizer import Regularizer
 from mmrepmtl.methods.weighting import Weighting
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
 
 

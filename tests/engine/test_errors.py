@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model
 
 GRADIENT = [dict(regularizers=[REP]), dict(aggregator=dict(type='PCGrad'))]

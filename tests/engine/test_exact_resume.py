@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmrepmtl.evaluation import load_results
 from mmrepmtl.utils.checkpoint import load_checkpoint
-from tests.engine.exact_runs import Stop, StopHook, differences, merged, run, toy_config
+from tests.engine.exact_runs import METHODS, Stop, StopHook, differences, merged, run, toy_config, weighting
 
 
 @pytest.fixture(autouse=True)
@@ -18,33 +18,6 @@ def quick(monkeypatch):
     """Without mmengine's report on the machine, which takes longer than a run."""
     monkeypatch.setattr(Runner, '_log_env', lambda *args: None)
     torch.set_num_threads(1)
-
-
-def weighting(name, **settings):
-    return dict(optim_wrapper=dict(weighting=dict(type=name, **settings)))
-
-
-def aggregator(name, **settings):
-    return dict(optim_wrapper=dict(aggregator=dict(type=name, **settings)))
-
-
-REP_MTL = dict(optim_wrapper=dict(loss_transform='log', regularizers=[dict(type='RepMTL', warmup_iters=3, interval=2)]))
-METHODS = {
-    'rlw': weighting('RLW'),
-    'dwa': weighting('DWA', interval=2),
-    'uw': weighting('UncertaintyWeighting'),
-    'igbv2': weighting('IGBv2', interval=2, random_epochs=1, learn_after=1, update_every=2),
-    'gradnorm': aggregator('GradNorm'),
-    'sdmgrad': aggregator('SDMGrad'),
-    'moco': aggregator('MoCo'),
-    'db-mtl': aggregator('DBMTL'),
-    'pcgrad-z': aggregator('PCGrad', level='representation'),
-    'graddrop': aggregator('GradDrop'),
-    'rep-mtl': REP_MTL,
-    'pcgrad-rep-mtl': merged(REP_MTL, aggregator('PCGrad')),
-    'fp16': merged(REP_MTL, dict(optim_wrapper=dict(precision='bf16'))),
-    'skip': dict(optim_wrapper=dict(on_nonfinite='skip', aggregator=dict(type='PCGrad'))),
-}
 
 
 def check(folder, cuts, **config):

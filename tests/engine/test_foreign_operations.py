@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
 
 SETTINGS = dict(

@@ -7,28 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmrepmtl.engine import MultiTaskOptimWrapper, rows
-from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
-from tests.engine.test_nonfinite import BadGradient, bad_batch
-from tests.engine.test_optim_wrapper import REP, run, wrap
-from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
+from tests.engine.harness import REP, Ones, OnesOnRows, run, wrap
+from tests.engine.toy import BadGradient, ToyModel, bad_batch, make_batch, make_model, max_difference
 
 NAN = float('nan')
 
 
-class Ones(GramianAggregator):
-    def weights(self, gramian_TT, losses_T):
-        return torch.ones(len(gramian_TT), dtype=torch.float64)
-
-
 class OnesOnHeads(Ones):
     weights_heads_by_default = True
-
-
-class OnesOnRows(Aggregator):
-    levels, has_weights = ('parameter',), False
-
-    def forward(self, gradients_TP, losses_T):
-        return gradients_TP.sum(0), None
 
 
 SUMS = dict(

@@ -6,8 +6,8 @@ from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.engine.rows import accumulate, average_gradients, in_layout_of, segment_in_layout_of
+from tests.engine.harness import REP, run
 from tests.engine.overlays import CASES, ready, settings_of
-from tests.engine.test_optim_wrapper import REP, run
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from tests.engine.by_hand import ByHand
+from tests.engine.harness import run
 from tests.engine.overlays import AGGREGATED, CASES, is_at_parameters, ready, settings_of
-from tests.engine.test_optim_wrapper import run
 from tests.engine.toy import Masked, ToyModel, make_batch, make_model, masked_batch, max_difference
 
 PLAIN = [name for name in CASES if not settings_of(name)['regularizers']]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 
 mmseg_models = pytest.importorskip('mmseg.models', reason='mmseg is not installed')
 

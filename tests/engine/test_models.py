@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.engine import reference
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
 
 

@@ -2,58 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from mmrepmtl.engine.nonfinite import all_finite
 from mmrepmtl.methods.aggregation.state import magnitudes
+from tests.engine.harness import run, wrap
 from tests.engine.overlays import CASES, ready, settings_of
-from tests.engine.test_optim_wrapper import run, wrap
-from tests.engine.toy import ToyModel, make_batch, make_model
+from tests.engine.toy import NAN, BadGradient, bad_batch, make_batch, make_model
 
-NAN = float('nan')
 #: Named after their overlays; at Z and at the parameters, with weights or state and without.
 GRADIENTS = ('ew', 'uw', 'pcgrad', 'pcgrad@representation', 'graddrop', 'db-mtl', 'nash-mtl', 'mtadam')
-
-
-class Poisoned(torch.autograd.Function):
-    """The identity, whose gradient is not a number where the batch says so."""
-
-    @staticmethod
-    def forward(ctx, x, poison):
-        ctx.poison = poison
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * (NAN if ctx.poison else 1.0), None
-
-
-class BadGradient(ToyModel):
-    """Where c begins with 7, the gradient of head b's bias (``where='head'``) or of task b at Z is not finite."""
-
-    where = 'head'
-
-    def losses(self, inputs, a, b, c):
-        poison = bool(c.flatten()[0] == 7)
-        z = self.encoder(inputs)
-        first, *others = self.heads['b']
-        if self.where == 'head':
-            out = nn.functional.conv2d(z, first.weight, Poisoned.apply(first.bias, poison), padding=1)
-        else:
-            out = first(Poisoned.apply(z, poison))
-        for module in others:
-            out = module(out)
-        return dict(
-            a=nn.functional.cross_entropy(self.heads['a'](z), a),
-            b=(out - b).abs().mean(),
-            c=((self.heads['c'](z) - c) ** 2).mean(),
-        )
-
-
-def bad_batch(seed=9):
-    batch = make_batch(seed=seed)
-    batch['c'].view(-1)[0] = 7
-    return batch
 
 
 def tensors(tree):

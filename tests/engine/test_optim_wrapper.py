@@ -5,41 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.methods.aggregation import GramianAggregator
 from tests.engine import reference
+from tests.engine.harness import CASES, REP, run, wrap
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference, split
-
-REP = dict(type='RepMTL', lambda_tsr=0.5, lambda_csa=0.7)
-
-
-def wrap(model, lr=0.1, momentum=0.9, **kwargs):
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
-    kwargs.setdefault('shared', 'encoder')
-    return MultiTaskOptimWrapper(optimizer, **kwargs)
-
-
-def run(model, wrapper, batches):
-    logs = []
-    for batch in batches:
-        logs.append({key: float(value.detach()) for key, value in model.train_step(batch, wrapper).items()})
-    return logs
-
-
-CASES = {
-    'ew': (dict(), dict()),
-    'ew-log': (dict(loss_transform='log'), dict(log=True)),
-    'rep-mtl': (dict(loss_transform='log', regularizers=[REP]), dict(log=True, lambdas=(0.5, 0.7))),
-    'clip': (
-        dict(loss_transform='log', regularizers=[REP], clip_grad=dict(max_norm=0.5)),
-        dict(log=True, lambdas=(0.5, 0.7), clip=0.5),
-    ),
-    'pcgrad': (dict(aggregator=dict(type='PCGrad')), dict(use_pcgrad=True)),
-    'pcgrad-rep-mtl': (
-        dict(aggregator=dict(type='PCGrad'), loss_transform='log', regularizers=[REP], clip_grad=dict(max_norm=0.5)),
-        dict(use_pcgrad=True, log=True, lambdas=(0.5, 0.7), clip=0.5),
-    ),
-}
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])

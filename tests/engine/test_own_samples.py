@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.engine import reference
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, run, wrap
 from tests.engine.toy import OwnSamples, make_batch, make_model, max_difference
 
 SETTINGS = {

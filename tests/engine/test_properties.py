@@ -15,8 +15,8 @@ from mmrepmtl.engine.methods import build_method
 from mmrepmtl.engine.rows import in_layout_of
 from mmrepmtl.methods.rep_mtl import RepMTL
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
+from tests.engine.harness import Ones, OnesOnRows
 from tests.engine.overlays import AGGREGATED, CASES, METHODS, ready, settings_of
-from tests.engine.test_gradient_writing import Ones, OnesOnRows
 from tests.engine.toy import Identity
 
 # The same cases in every run, so that a failure is one of the change at hand.

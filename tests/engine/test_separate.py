@@ -11,10 +11,8 @@ from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper, MultiTaskOptimWrapperDict, SeparateOptimizers
 from mmrepmtl.registry import MODELS
-from tests.engine.overlays import CASES, ready
-from tests.engine.test_all_methods import window
-from tests.engine.test_optim_wrapper import REP, run, wrap
-from tests.engine.test_state import Interrupt, config, parameters
+from tests.engine.harness import REP, Interrupt, config, parameters, run, wrap
+from tests.engine.overlays import CASES, ready, window
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
 
 TWO = dict(encoder=dict(optimizer=dict(type='SGD', lr=0.02)), heads=dict(optimizer=dict(type='SGD', lr=0.02)))

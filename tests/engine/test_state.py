@@ -4,15 +4,13 @@ import copy
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.utils.checkpoint import load_checkpoint
-from tests.engine.test_optim_wrapper import REP, run, wrap
+from tests.engine.harness import REP, REP_MTL, Interrupt, config, parameters, run, wrap
 from tests.engine.toy import make_batch, make_model, max_difference
 
-REP_MTL = dict(loss_transform='log', regularizers=[dict(REP, warmup_iters=3, interval=2)])
 METHODS = {
     'rep-mtl': REP_MTL,
     'uncertainty': dict(weighting=dict(type='UncertaintyWeighting')),
@@ -104,63 +102,6 @@ def test_random_states_round_trip():
     drawn = random.random(), np.random.rand(), torch.rand(2).tolist()
     set_random_state(state)
     assert (random.random(), np.random.rand(), torch.rand(2).tolist()) == drawn
-
-
-def config(work_dir, **kwargs) -> dict:
-    """Dropout, augmentation, shuffling, workers and validation: everything that draws random numbers."""
-    data = dict(type='SynthRoomsDataset', size=(24, 32), num_samples=8)
-    pack = dict(type='PackMultiTaskInputs')
-    head = dict(type='ConvDecoder', hidden_channels=4, num_convs=1, dropout=0.3)
-    return (
-        dict(
-            work_dir=str(work_dir),
-            default_scope='mmrepmtl',
-            launcher='none',
-            model=dict(
-                type='MultiTaskModel',
-                encoder=dict(type='TimmEncoder', name='test_resnet'),
-                heads=dict(
-                    semseg=dict(type='SegmentationHead', num_classes=11, decoder=head),
-                    depth=dict(type='DepthHead', decoder=head),
-                ),
-            ),
-            train_dataloader=dict(
-                batch_size=4,
-                num_workers=1,
-                sampler=dict(type='EpochSampler', shuffle=True),
-                dataset=dict(data, pipeline=[dict(type='RandomFlip', prob=0.5), dict(type='RandomZoom'), pack]),
-            ),
-            val_dataloader=dict(
-                batch_size=4,
-                num_workers=0,
-                sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(data, split='val', test_mode=True, pipeline=[pack]),
-            ),
-            val_evaluator=[dict(type='DepthMetric', task='depth')],
-            val_cfg=dict(),
-            train_cfg=dict(by_epoch=True, max_epochs=3),
-            optim_wrapper=dict(
-                type='MultiTaskOptimWrapper', optimizer=dict(type='Adam', lr=1e-3), shared='encoder', **REP_MTL
-            ),
-            param_scheduler=[dict(type='MultiStepLR', milestones=[2], by_epoch=True)],
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
-            custom_hooks=[dict(type='ResumeHook')],
-            randomness=dict(seed=3),
-        )
-        | kwargs
-    )
-
-
-class Interrupt(Hook):
-    """Stops the process in the middle of the second epoch."""
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3:
-            raise KeyboardInterrupt
-
-
-def parameters(path) -> list:
-    return list(load_checkpoint(path)['state_dict'].items())
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

@@ -6,11 +6,10 @@ import torch
 from mmrepmtl.engine import task_losses
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
-from tests.engine.overlays import METHODS, settings_of
-from tests.engine.test_all_methods import Partial, window, wrap
-from tests.engine.test_optim_wrapper import REP, run
-from tests.engine.test_optim_wrapper import wrap as plain_wrap
-from tests.engine.toy import ToyModel, make_batch, make_model, max_difference
+from tests.engine.harness import REP, run
+from tests.engine.harness import wrap as plain_wrap
+from tests.engine.overlays import METHODS, settings_of, window, wrap
+from tests.engine.toy import Partial, ToyModel, make_batch, make_model, max_difference
 
 
 class Silent(Partial):

@@ -132,3 +132,59 @@ class OwnSamples(ToyModel):
             b=(out['b'] - targets['b'][slices['b']]).abs().mean(),
             c=((out['c'] - targets['c'][slices['c']]) ** 2).mean(),
         )
+
+
+class Partial(ToyModel):
+    """Tasks whose labels are all missing: a zero that is connected to the graph, and the flag."""
+
+    missing = ()
+
+    def forward(self, inputs, a, b, c, mode='loss'):
+        out = super().forward(inputs, a, b, c)
+        for task in self.missing:
+            out[f'{task}.loss'] = out[f'{task}.loss'] * 0
+        return out | {f'{task}.labelled': torch.tensor(float(task not in self.missing)) for task in self.tasks}
+
+
+NAN = float('nan')
+
+
+class Poisoned(torch.autograd.Function):
+    """The identity, whose gradient is not a number where the batch says so."""
+
+    @staticmethod
+    def forward(ctx, x, poison):
+        ctx.poison = poison
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (NAN if ctx.poison else 1.0), None
+
+
+class BadGradient(ToyModel):
+    """Where c begins with 7, the gradient of head b's bias (``where='head'``) or of task b at Z is not finite."""
+
+    where = 'head'
+
+    def losses(self, inputs, a, b, c):
+        poison = bool(c.flatten()[0] == 7)
+        z = self.encoder(inputs)
+        first, *others = self.heads['b']
+        if self.where == 'head':
+            out = nn.functional.conv2d(z, first.weight, Poisoned.apply(first.bias, poison), padding=1)
+        else:
+            out = first(Poisoned.apply(z, poison))
+        for module in others:
+            out = module(out)
+        return dict(
+            a=nn.functional.cross_entropy(self.heads['a'](z), a),
+            b=(out - b).abs().mean(),
+            c=((self.heads['c'](z) - c) ** 2).mean(),
+        )
+
+
+def bad_batch(seed=9):
+    batch = make_batch(seed=seed)
+    batch['c'].view(-1)[0] = 7
+    return batch

@@ -11,12 +11,12 @@ from torch import nn
 import mmrepmtl.engine  # noqa: F401  fills the registries
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.methods.aggregation import IMTLG, AlignedMTL, PCGrad, TorchJD, UPGrad
-from tests.distributed import test_methods_ddp as ddp
+from tests.distributed import harness as ddp
 from tests.distributed.launch import run_processes
 from tests.engine import reference
-from tests.engine.test_optim_wrapper import run
+from tests.engine.harness import run
 from tests.engine.toy import Masked, make_batch, make_model, masked_batch
-from tests.methods import test_aggregation as properties
+from tests.methods import aggregator_properties as properties
 
 torchjd = pytest.importorskip('torchjd.aggregation', reason='torchjd is not installed')
 
@@ -125,24 +125,24 @@ def test_the_last_task_left_has_the_weight_of_an_equation_with_a_scale():
 
 #: (weighting, property) of every aggregator.
 PROPERTIES = [
-    (name, test)
+    (name, check)
     for name in ('AlignedMTLWeighting', 'IMTLGWeighting', 'MGDAWeighting', 'PCGradWeighting')
-    for test in (
-        properties.test_one_task_is_plain_training,
-        properties.test_a_task_without_gradient_is_as_if_it_did_not_exist,
-        properties.test_zero_gradients_give_zero,
-        properties.test_the_weights_are_those_that_are_applied,
-        properties.test_a_saved_state_continues_bit_for_bit,
-        properties.test_levels_and_heads_are_as_declared,
-        properties.test_the_gramian_is_all_that_is_needed,
+    for check in (
+        properties.check_one_task_is_plain_training,
+        properties.check_a_task_without_gradient_is_as_if_it_did_not_exist,
+        properties.check_zero_gradients_give_zero,
+        properties.check_the_weights_are_those_that_are_applied,
+        properties.check_a_saved_state_continues_bit_for_bit,
+        properties.check_levels_and_heads_are_as_declared,
+        properties.check_the_gramian_is_all_that_is_needed,
     )
-] + [(name, properties.test_a_saved_state_continues_bit_for_bit) for name in STATEFUL]
+] + [(name, properties.check_a_saved_state_continues_bit_for_bit) for name in STATEFUL]
 
 
-@pytest.mark.parametrize('name, test', PROPERTIES)
-def test_it_has_the_properties_of_every_aggregator(name, test, monkeypatch):
+@pytest.mark.parametrize('name, check', PROPERTIES)
+def test_it_has_the_properties_of_every_aggregator(name, check, monkeypatch):
     monkeypatch.setitem(properties.SETTINGS, 'TorchJD', dict(weighting=name))
-    test('TorchJD')
+    check('TorchJD')
 
 
 @pytest.mark.parametrize('name', STATEFUL)

@@ -20,7 +20,7 @@ from mmrepmtl.utils.checkpoint import load_checkpoint
 from tests.distributed.launch import run_processes
 from tests.models.encoder_zoo import ENCODERS
 from tests.models.toy import head_configs, make_images, make_sample
-from tests.tools.test_tools import ROOT, TINY
+from tests.tools.harness import ROOT, TINY
 
 TASKS = ('semseg', 'depth', 'normal')
 SIZE = (32, 48)

@@ -100,8 +100,8 @@ def test_a_new_kind_is_listed_with_every_place_to_fill(everything) -> None:
         'mmrepmtl.visualization.errors.ERRORS',
         'mmrepmtl.analysis.saliency_maps.AS_TARGET',
         'mmrepmtl.apis.result_files.WRITERS',
-        'mmrepmtl.apis.sample_facts.FACTS',
-        'mmrepmtl.apis.onnx_graph.FORMS',
+        'mmrepmtl.inspection.sample_facts.FACTS',
+        'mmrepmtl.deployment.graph.FORMS',
     } == every - about_maps - about_others
     assert set(gaps(['gloss'])) == {f'{place}: gloss' for place in every - about_others}
     assert set(gaps(['score'])) == {f'{place}: score' for place in every - about_maps}
@@ -110,9 +110,9 @@ def test_a_new_kind_is_listed_with_every_place_to_fill(everything) -> None:
 
 SWITCHES = {
     # What only these kinds have: the unit of depth, its inverse, class names and colours, the ball of normals.
-    'apis/dataset_check.py',
-    'apis/demo_panels.py',
-    'apis/onnx_graph.py',
+    'inspection/dataset_check.py',
+    'demo/prediction_panels.py',
+    'deployment/graph.py',
     'mmseg/visualizer.py',
 }
 
@@ -185,7 +185,7 @@ class TestFacts:
         for owner in (
             MultiTaskDataset,
             MultiTaskDataSample,
-            importlib.import_module('mmrepmtl.apis.onnx_graph').OnnxGraph,
+            importlib.import_module('mmrepmtl.deployment.graph').OnnxGraph,
         ):
             assert re.search(rf'^ +{kind.name} ', owner.__doc__, re.M), owner.__name__
 

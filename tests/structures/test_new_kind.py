@@ -14,21 +14,21 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmrepmtl.analysis.saliency_maps import AS_TARGET
-from mmrepmtl.apis.browse import browse_dataset
-from mmrepmtl.apis.config_check import check_links
-from mmrepmtl.apis.dataset_check import check_dataset
-from mmrepmtl.apis.demo_panels import prediction_panel
-from mmrepmtl.apis.onnx_graph import FORMS, OnnxGraph, describe, predict
 from mmrepmtl.apis.result_files import WRITERS, ResultWriter
-from mmrepmtl.apis.sample_facts import FACTS, TargetFacts
 from mmrepmtl.datasets import EpochIndex, MultiTaskCSVDataset, MultiTaskFolderDataset
 from mmrepmtl.datasets.checks import CHECKS
 from mmrepmtl.datasets.csv import CELL_READERS
 from mmrepmtl.datasets.declared import FILE_READERS, parse_number, read_text
 from mmrepmtl.datasets.transforms import PackMultiTaskInputs, RandomZoom
+from mmrepmtl.demo.prediction_panels import prediction_panel
+from mmrepmtl.deployment.graph import FORMS, OnnxGraph, describe, predict
 from mmrepmtl.evaluation.constant_baseline import evaluate_constants, fit_constants
 from mmrepmtl.evaluation.constant_fitters import FITTERS, ConstantFitter
 from mmrepmtl.evaluation.streaming import StreamingMetric, check_same_shape
+from mmrepmtl.inspection.browse import browse_dataset
+from mmrepmtl.inspection.config_check import check_links
+from mmrepmtl.inspection.dataset_check import check_dataset
+from mmrepmtl.inspection.sample_facts import FACTS, TargetFacts
 from mmrepmtl.models.heads import TaskHead
 from mmrepmtl.models.losses import regression_terms
 from mmrepmtl.registry import DATASETS, METRICS, MODELS
@@ -37,11 +37,11 @@ from mmrepmtl.visualization import prediction_grid, task_sheet
 from mmrepmtl.visualization.errors import ERRORS, ErrorPanel
 from mmrepmtl.visualization.panels import PAIRS, Pair, text_panel
 from tests.datasets.own_files import write, write_table
+from tests.harness import examples
 from tests.structures.harness import forget_new_kinds
 from tests.tools.own_config import TRAIN, VAL, make_config
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = re.search(r'```python\n(.*?Kind\(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.S).group(1)
+EXAMPLE = examples()['height.py']
 SIZE = (16, 20)
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 
 from mmrepmtl.apis import available_methods, load_config, train
 from mmrepmtl.utils.checkpoint import load_checkpoint
-from tests.tools.test_tools import TINY
+from tests.tools.harness import TINY
 
 METHODS = [name for name in available_methods(TINY) if name != 'stl']
 

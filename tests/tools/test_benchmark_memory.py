@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.tools.test_benchmark_step import make, modules, steps, tool  # noqa: F401  fixtures
-
 pytestmark = pytest.mark.filterwarnings('ignore:RepMTL. CSA on 2 samples')
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmrepmtl.apis import browse as browse_module
-from mmrepmtl.apis.browse import browse_dataset
 from mmrepmtl.datasets import EpochIndex
+from mmrepmtl.inspection import browse as browse_module
+from mmrepmtl.inspection.browse import browse_dataset
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import colour_binary, colour_segmentation, default_palette

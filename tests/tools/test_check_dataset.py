@@ -11,9 +11,9 @@ import pytest
 from mmengine.config import Config
 
 from mmrepmtl.apis import load_config
-from mmrepmtl.apis.dataset_check import check_dataset, official_count
-from mmrepmtl.apis.sample_facts import inspect_sample, look_at_target
 from mmrepmtl.datasets import MultiTaskFolderDataset
+from mmrepmtl.inspection.dataset_check import check_dataset, official_count
+from mmrepmtl.inspection.sample_facts import inspect_sample, look_at_target
 from mmrepmtl.registry import DATASETS
 from tests.datasets.office_files import write_office31
 from tests.datasets.own_files import SIZE, write

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.tools.test_tools import ROOT
+from tests.tools.harness import ROOT
 
 pytest.importorskip('torchjd.aggregation', reason='torchjd is not installed')
 

@@ -25,9 +25,9 @@ from PIL import Image
 from mmrepmtl.analysis.saliency_maps import SaliencyMaps, SaliencySettings, mirrored_targets, saliency_maps
 from mmrepmtl.analysis.saliency_sheet import overlay
 from mmrepmtl.apis import MultiTaskInferencer
-from mmrepmtl.apis import demo as demo_module
-from mmrepmtl.apis.demo import Demo, read_upload
-from mmrepmtl.apis.demo_panels import saliency_panels
+from mmrepmtl.demo import page as demo_module
+from mmrepmtl.demo.page import Demo, read_upload
+from mmrepmtl.demo.prediction_panels import saliency_panels
 from mmrepmtl.registry import MODELS
 from mmrepmtl.visualization import colour_normals, colour_segmentation
 from tests.apis.toy import CONFIG, ROOT, TARGETS, picture

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 
 from mmrepmtl.registry import HOOKS
-from tests.tools.test_tools import ROOT
+from tests.tools.harness import ROOT
 
 FOLDER = ROOT / 'tools' / 'analysis_tools'
 #: One for each way through the engine: a penalty in a plain backward, rows of gradients, a second look after the step.

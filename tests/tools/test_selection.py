@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ import torch
 
 from mmrepmtl.apis import apply_selection, evaluate, load_config, train, train_single_tasks
 from mmrepmtl.apis import config as api
-from mmrepmtl.apis.selection import validates_on_test_set
+from mmrepmtl.apis.select_checkpoint import validates_on_test_set
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.engine.hooks.selection import SelectionHook
 from mmrepmtl.evaluation import delta_p_task, load_results
 from mmrepmtl.utils.checkpoint import load_checkpoint
+from tests.tools.harness import make_runner, metrics_at
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / 'tests/tools/tiny.py'
@@ -27,27 +27,6 @@ FAST = {'optim_wrapper.diagnostics_interval': 100, 'default_hooks.logger.interva
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-def metrics_at(epoch):
-    """Two tasks; the relative changes together are best in epoch 3, a/abs_err alone in 4, b/mIoU alone in 2."""
-    a, b = {1: (2.0, 40.0), 2: (1.9, 50.0), 3: (1.2, 46.0), 4: (1.1, 30.0)}[epoch]
-    return {'a/abs_err': a, 'a/rmse': float(epoch), 'b/mIoU': b}
-
-
-def make_runner(folder, max_epochs=4):
-    return SimpleNamespace(
-        epoch=0,
-        iter=0,
-        max_epochs=max_epochs,
-        work_dir=str(folder),
-        seed=0,
-        model=torch.nn.Linear(1, 1, bias=False),
-        logger=logging.getLogger('selection'),
-        optim_wrapper=None,
-        val_loop=None,
-        train_loop=None,
-    )
 
 
 def run_hook(folder, validations, **arguments):

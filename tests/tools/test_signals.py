@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tools.test_tools import ROOT, TINY, python
+from tests.tools.harness import ROOT, TINY, python
 
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
 LONG = ('--cfg-options', 'train_cfg.max_epochs=40', 'default_hooks.checkpoint.max_keep_ckpts=2')

@@ -9,7 +9,6 @@ from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.methods.aggregation import base, sdmgrad, state
 from tests.engine.overlays import AGGREGATED, CASES, is_at_parameters, ready
 from tests.engine.toy import ToyModel, make_model
-from tests.tools.test_benchmark_step import modules, tool  # noqa: F401  fixtures
 
 pytestmark = pytest.mark.filterwarnings('ignore:RepMTL')
 

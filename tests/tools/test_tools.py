@@ -15,24 +15,9 @@ import torch
 from mmrepmtl.apis import available_methods, load_config
 from mmrepmtl.evaluation import delta_p_task, load_results
 from mmrepmtl.utils.checkpoint import load_checkpoint
+from tests.tools.harness import ROOT, TINY, call, python
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / 'tests/tools/tiny.py'
 CONFIGS = sorted(path for folder in ('nyuv2', 'synth_rooms') for path in (ROOT / 'configs' / folder).glob('*.py'))
-
-
-def call(*command, check=True, env=None) -> subprocess.CompletedProcess:
-    """Runs a tool with this interpreter first on the path."""
-    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    environment = os.environ | dict(PATH=path, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)) | (env or {})
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, cwd=ROOT)
-    if check and result.returncode:
-        raise AssertionError(f'{command} failed:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}')
-    return result
-
-
-def python(tool, *arguments, **kwargs):
-    return call(sys.executable, ROOT / 'tools' / tool, *arguments, **kwargs)
 
 
 @pytest.fixture(scope='module')

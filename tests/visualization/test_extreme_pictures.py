@@ -7,14 +7,14 @@ from PIL import Image
 
 from mmrepmtl.analysis.saliency_maps import saliency_maps
 from mmrepmtl.analysis.saliency_sheet import saliency_sheet
-from mmrepmtl.apis.demo_panels import panel_size as demo_panel_size
+from mmrepmtl.demo.prediction_panels import panel_size as demo_panel_size
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.visualization import task_sheet
 from mmrepmtl.visualization.draw import MAX_HEIGHT, panel_size, panel_width, prediction_grid
 from mmrepmtl.visualization.panels import font, shorten
 from mmrepmtl.visualization.sheet import _wrap
 from mmrepmtl.visualization.target_grid import target_grid
-from tests.analysis.test_saliency_maps import SETTINGS, batch, toy
+from tests.analysis.harness import SETTINGS, batch, toy
 
 SHAPES = [(3000, 1), (1, 3000), (1, 1), (4000, 2), (2, 4000)]
 TARGETS = dict(

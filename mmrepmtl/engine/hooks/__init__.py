@@ -1,9 +1,9 @@
-from .checkpoint import CheckpointHook
 from .interrupt import Interrupted, InterruptHook
 from .log_history import LogHistoryHook
 from .metrics_file import MetricsFileHook
 from .ranks import RanksHook
 from .resume import ResumeHook
+from .saving import CheckpointHook
 from .selection import SelectionHook
 
 __all__ = [

@@ -1,7 +1,7 @@
 from .aligned_mtl import AlignedMTL
 from .base import Aggregator, GramianAggregator, gramian
 from .cagrad import CAGrad
-from .config import ConFIG
+from .conflict_free import ConFIG
 from .db_mtl import DBMTL
 from .dualproj import DualProj
 from .excess_mtl import ExcessMTL

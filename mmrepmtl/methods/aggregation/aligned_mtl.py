@@ -1,10 +1,14 @@
+"""Aligned-MTL. Dimensions: S the subset of the tasks that has a gradient, R principal components."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import ROUNDING, cosines_and_norms, on_present_tasks
+from .solvers import ROUNDING, cosines_and_norms
 
 
 class AlignedMTL(GramianAggregator):
@@ -36,6 +40,14 @@ class AlignedMTL(GramianAggregator):
         ValueError: For an unknown ``scale_mode``.
     """
 
+    facts = Facts(
+        paper='Senushkin et al., CVPR 2023, Algorithm 1',
+        rule=(
+            r'$w = \sqrt{s} V \Lambda^{-1/2} V^{\top} 1$, $G = V \Lambda V^{\top}$, $s$ the smallest '
+            'eigenvalue: principal components at one length'
+        ),
+    )
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -47,24 +59,19 @@ class AlignedMTL(GramianAggregator):
             raise ValueError(f"AlignedMTL: scale_mode must be 'min', 'median' or 'rmse', got {scale_mode!r}")
         self.scale_mode = scale_mode
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), which may be negative."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
-
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        values_P, vectors_PP = torch.linalg.eigh(cosines_PP)
-        kept_P = values_P > ROUNDING * values_P.max()
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), which may be negative."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        values_S, vectors_SS = torch.linalg.eigh(cosines_SS)
+        kept_S = values_S > ROUNDING * values_S.max()
         # Rows with the inner products of the gradients, but not squared: tasks far apart keep their angles.
-        rows_PR = (norms_P / norms_P.max())[:, None] * vectors_PP[:, kept_P] * values_P[kept_P].sqrt()
-        left_PR, lengths_R, _ = torch.linalg.svd(rows_PR, full_matrices=False)
-        resolved_R = lengths_R > len(norms_P) * torch.finfo(lengths_R.dtype).eps * lengths_R.max()
-        left_PR, lengths_R = left_PR[:, resolved_R], lengths_R[resolved_R]
+        rows_SR = (norms_S / norms_S.max())[:, None] * vectors_SS[:, kept_S] * values_S[kept_S].sqrt()
+        left_SR, lengths_R, _ = torch.linalg.svd(rows_SR, full_matrices=False)
+        resolved_R = lengths_R > len(norms_S) * torch.finfo(lengths_R.dtype).eps * lengths_R.max()
+        left_SR, lengths_R = left_SR[:, resolved_R], lengths_R[resolved_R]
         scale = {
             'min': lengths_R.min(),
             'median': lengths_R.median(),
             'rmse': lengths_R.square().mean().sqrt(),
         }[self.scale_mode]
-        return left_PR @ (scale / lengths_R * left_PR.sum(0))
+        return left_SR @ (scale / lengths_R * left_SR.sum(0))

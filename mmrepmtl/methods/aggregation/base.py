@@ -1,8 +1,18 @@
+"""The bases of the gradient aggregators.
+
+Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters, C columns of
+one piece of them, B samples (at Z).
+"""
+
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from mmrepmtl.methods.facts import Facts
+
+from .solvers import on_present_tasks
 
 #: Columns of the gradients that are worked on at once in float64.
 COLUMNS = 2**18
@@ -49,6 +59,9 @@ class Aggregator(nn.Module):
     #: is an optimizer), which must not pass through the run's optimizer again.
     returns: Literal['gradient', 'update'] = 'gradient'
 
+    #: What the tables of docs/methods.md say about the method; None for a method that is in no table.
+    facts: Facts | None = None
+
     #: Names of the tasks, for errors; the trainer sets them.
     task_names: Sequence[str] | None = None
 
@@ -73,7 +86,6 @@ class Aggregator(nn.Module):
             sizes: Number of elements of each shared parameter tensor, in the order of the columns of ``gradients_TP``,
                 for methods that treat layers apart; None: not known, all columns are one layer.
         """
-        del num_tasks, sizes
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that the run's own optimizer trains."""
@@ -99,7 +111,6 @@ class Aggregator(nn.Module):
                 combined.
             losses_T: As in :meth:`forward`.
         """
-        del losses_T
         return weights_T if self.weight_heads else None
 
     def at_representation(
@@ -127,11 +138,41 @@ class Aggregator(nn.Module):
 
 
 class GramianAggregator(Aggregator):
-    """Base of aggregators whose result is ``sum_t w_t g_t`` with weights computed from the Gramian ``g g^T``."""
+    """Base of aggregators whose result is ``sum_t w_t g_t`` with weights computed from the Gramian ``g g^T``.
+
+    A subclass defines :meth:`solve`, for the tasks that have a gradient. One whose state or weights concern absent
+    tasks too defines :meth:`weights` instead.
+    """
+
+    #: Whether :meth:`solve` is also asked for the only task that is left of several, where its weight has a unit.
+    solves_last: bool = False
+
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """The weights of the tasks that have a gradient, as if there were no others.
+
+        Args:
+            gramian_SS: Inner products of their gradients, (S, S), with a positive diagonal; float64, on the CPU.
+            losses_S: Their losses, (S,).
+
+        Returns:
+            The weights (S,).
+        """
+        raise NotImplementedError
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,) for the Gramian (T, T); float64, on the CPU, where the small problem is solved."""
-        raise NotImplementedError
+        """The weights of all tasks: those of :meth:`solve`, 0 without a gradient, 1 for the only one that has one.
+
+        Args:
+            gramian_TT: Inner products of the gradients, (T, T); float64, on the CPU, where the small problem is solved.
+            losses_T: The losses, (T,).
+
+        Returns:
+            The weights (T,).
+
+        Raises:
+            ValueError: If the Gramian is not finite.
+        """
+        return on_present_tasks(self.solve, gramian_TT, losses_T, self.solves_last)
 
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
         weights_T = self.weights(gramian(gradients_TP).cpu(), losses_T.cpu()).to(gradients_TP)

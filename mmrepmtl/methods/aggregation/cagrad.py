@@ -1,10 +1,14 @@
+"""CAGrad. Dimensions: S the subset of the tasks that has a gradient."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import ROUNDING, cosines_and_norms, nonnegative_qp, on_present_tasks
+from .solvers import ROUNDING, cosines_and_norms, nonnegative_qp
 
 
 class CAGrad(GramianAggregator):
@@ -35,6 +39,14 @@ class CAGrad(GramianAggregator):
         ValueError: For a negative c.
     """
 
+    facts = Facts(
+        paper='Liu et al., NeurIPS 2021, Eq. 4',
+        rule=(
+            r'$\max_d \min_t \langle g_t, d \rangle$ with $\lVert d - g_0 \rVert \leq c \lVert g_0 \rVert$, '
+            '$g_0$ the mean'
+        ),
+    )
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -47,59 +59,54 @@ class CAGrad(GramianAggregator):
             raise ValueError(f'CAGrad: c must be at least 0, got {c}')
         self.c, self.rescale = c, rescale
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), at least ``1 / (1 + c^2)`` each."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
-
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        norms_P = norms_P / norms_P.max()
-        mean_P = norms_P / len(norms_P)  # g_0 in unit gradients
-        added_P = _worst_case_shift(cosines_PP, norms_P, mean_P, self.c)
-        weights_P = 1 + len(norms_P) * added_P / norms_P
-        return weights_P / (1 + self.c**2) if self.rescale else weights_P
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), at least ``1 / (1 + c^2)`` each."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        norms_S = norms_S / norms_S.max()
+        mean_S = norms_S / len(norms_S)  # g_0 in unit gradients
+        added_S = _worst_case_shift(cosines_SS, norms_S, mean_S, self.c)
+        weights_S = 1 + len(norms_S) * added_S / norms_S
+        return weights_S / (1 + self.c**2) if self.rescale else weights_S
 
 
-def _worst_case_shift(cosines_PP: Tensor, norms_P: Tensor, mean_P: Tensor, c: float) -> Tensor:
-    """The coefficients (P,) of the unit gradients in d - g_0; lengths in units of the largest gradient."""
-    products_P = cosines_PP @ mean_P  # of the unit gradients with g_0
-    square = float(mean_P @ products_P)
+def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: float) -> Tensor:
+    """The coefficients (S,) of the unit gradients in d - g_0; lengths in units of the largest gradient."""
+    products_S = cosines_SS @ mean_S  # of the unit gradients with g_0
+    square = float(mean_S @ products_S)
     if c == 0 or square <= ROUNDING**2:
-        return torch.zeros_like(mean_P)
+        return torch.zeros_like(mean_S)
     radius = c * square**0.5
     # Between the worst task's <g_t, d> at g_0 itself and what a step towards one task alone could give that task.
-    low = float((norms_P * products_P).min())
-    high = float((norms_P * (products_P + radius)).min())
+    low = float((norms_S * products_S).min())
+    high = float((norms_S * (products_S + radius)).min())
     smallest = 1e-16 * max(abs(low), abs(high))
-    value, settled, inside_P = high, None, torch.zeros_like(mean_P)
+    value, settled, inside_S = high, None, torch.zeros_like(mean_S)
     while high - low > smallest:
-        shift_P = nonnegative_qp(cosines_PP, value / norms_P - products_P)
-        if shift_P is None:  # not all tasks can gain as much
+        shift_S = nonnegative_qp(cosines_SS, value / norms_S - products_S)
+        if shift_S is None:  # not all tasks can gain as much
             high, settled = value, None
         else:
-            support_P = shift_P > 0
-            excess = float(shift_P @ cosines_PP @ shift_P) - radius**2
-            same = settled is not None and torch.equal(support_P, settled)
+            support_S = shift_S > 0
+            excess = float(shift_S @ cosines_SS @ shift_S) - radius**2
+            same = settled is not None and torch.equal(support_S, settled)
             if same or abs(excess) <= ROUNDING * radius**2:
-                return shift_P
+                return shift_S
             low, high = (low, value) if excess > 0 else (value, high)
-            inside_P = inside_P if excess > 0 else shift_P
-            settled = support_P
-            value = _value_at_radius(cosines_PP, norms_P, products_P, support_P, radius)
+            inside_S = inside_S if excess > 0 else shift_S
+            settled = support_S
+            value = _value_at_radius(cosines_SS, norms_S, products_S, support_S, radius)
         if settled is None or not low < value < high:
             value, settled = (low + high) / 2, None
         if not low < value < high:  # neighbours
             break
-    return inside_P  # the ball is larger than what all tasks can gain: the nearest of the best
+    return inside_S  # the ball is larger than what all tasks can gain: the nearest of the best
 
 
-def _value_at_radius(cosines_PP, norms_P, products_P, support_P: Tensor, radius: float) -> float:
+def _value_at_radius(cosines_SS, norms_S, products_S, support_S: Tensor, radius: float) -> float:
     """Where the nearest d with <g_t, d> = v, for the tasks of a support, has the given distance from g_0."""
-    if not support_P.any():
+    if not support_S.any():
         return -torch.inf
-    right_P2 = torch.stack([1 / norms_P[support_P], products_P[support_P]], 1)
-    gram_22 = right_P2.T @ torch.linalg.solve(cosines_PP[support_P][:, support_P], right_P2)
+    right_S2 = torch.stack([1 / norms_S[support_S], products_S[support_S]], 1)
+    gram_22 = right_S2.T @ torch.linalg.solve(cosines_SS[support_S][:, support_S], right_S2)
     a, b, d = float(gram_22[0, 0]), float(gram_22[0, 1]), float(gram_22[1, 1]) - radius**2
     return (b + max(b * b - a * d, 0.0) ** 0.5) / a

@@ -1,8 +1,11 @@
+"""DB-MTL. Dimensions: T tasks, P elements of the shared parameters."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .state import StatefulAggregator, check_fractions, labelled_tasks, magnitudes, row_norms, weighted_sum
@@ -39,6 +42,15 @@ class DBMTL(StatefulAggregator):
         ValueError: If the loss of a labelled task is not positive, for rates out of range, tasks or parameters that
             changed.
     """
+
+    facts = Facts(
+        paper='Lin et al., arXiv 2308.12029, Algorithm 1',
+        rule=(
+            r'$\max_s \lVert u_s \rVert \sum_t u_t / \lVert u_t \rVert$, $u_t$ the moving average of $\nabla '
+            r'\log L_t$'
+        ),
+        state='T copies (averages), counts',
+    )
 
     levels = ('parameter',)
     has_weights = False
@@ -83,5 +95,4 @@ class DBMTL(StatefulAggregator):
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor:
         """The gradient of the log loss over that of the loss, ``1 / L_t`` (T,); 0 where there is no loss."""
-        del weights_T
         return torch.where(losses_T > 0, 1 / losses_T, 0.0)

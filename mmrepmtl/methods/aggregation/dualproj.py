@@ -1,7 +1,11 @@
+"""DualProj. Dimensions: S the subset of the tasks that has a gradient."""
+
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import cosines_and_norms, on_present_tasks, project_on_dual_cone
+from .solvers import cosines_and_norms, project_on_dual_cone
 
 
 class DualProj(GramianAggregator):
@@ -23,13 +27,13 @@ class DualProj(GramianAggregator):
         weight_heads: As in :class:`Aggregator`.
     """
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), at least 1 / T each."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
+    facts = Facts(
+        paper='Lopez-Paz and Ranzato (GEM), NeurIPS 2017, Eq. 11; as in arXiv 2406.16232',
+        rule='the mean of the $g_t$ projected onto the vectors that conflict with no gradient',
+    )
 
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        relative_P = norms_P / norms_P.max()
-        return project_on_dual_cone(cosines_PP, relative_P / len(norms_P)) / relative_P
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), at least 1 / S each."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        relative_S = norms_S / norms_S.max()
+        return project_on_dual_cone(cosines_SS, relative_S / len(norms_S)) / relative_S

@@ -1,7 +1,11 @@
+"""ExcessMTL. Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .state import StatefulAggregator, labelled_tasks, magnitudes, pieces, weighted_sum
 
@@ -35,6 +39,15 @@ class ExcessMTL(StatefulAggregator):
         ValueError: If ``eta`` is negative; for tasks or parameters that changed.
     """
 
+    facts = Facts(
+        paper='He et al., Robust Multi-Task Learning with Excess Risks, ICML 2024',
+        rule=(
+            r'$w_t \leftarrow w_t \exp(\eta e_t / e_t^{\mathrm{first}})$, $e_t = \sum_p g_{tp}^2 / '
+            r'\sqrt{h_{tp}}$, $h_t$ the sum of all $g_t^2$'
+        ),
+        state='T copies (sqrt h), weights',
+    )
+
     levels = ('parameter',)
     weights_heads_by_default = True
 
@@ -52,7 +65,6 @@ class ExcessMTL(StatefulAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, Tensor]:
         """Returns ``sum_t w_t g_t`` (P,) and the weights (T,), which sum to T."""
-        del losses_T
         shape, device = gradients_TP.shape, gradients_TP.device
         curvature_TP = self.state('curvature_TP', shape, device, gradients_TP.dtype)
         first_T = self.state('first_T', shape[:1], device)

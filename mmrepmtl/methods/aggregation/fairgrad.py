@@ -1,10 +1,14 @@
+"""FairGrad. Dimensions: S the subset of the tasks that has a gradient."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, on_present_tasks
+from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients
 
 
 class FairGrad(GramianAggregator):
@@ -36,6 +40,13 @@ class FairGrad(GramianAggregator):
         ValueError: If alpha is out of range or max_norm is not positive.
     """
 
+    facts = Facts(
+        paper='Ban and Ji, ICML 2024, Eq. 4',
+        rule=r'$G w = w^{-1/\alpha}$',
+    )
+
+    solves_last = True
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -52,19 +63,14 @@ class FairGrad(GramianAggregator):
             raise ValueError(f'FairGrad: max_norm must be positive or None, got {max_norm}')
         self.alpha, self.max_norm = alpha, max_norm
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), positive or all 0."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT, solve_last=True)
-
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        scale = norms_P.max()
-        relative_P = norms_P / scale
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), positive or all 0."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        scale = norms_S.max()
+        relative_S = norms_S / scale
         # With b_t = |g_t| w_t the equation reads C b = |g|^(1 / alpha - 1) b^(-1 / alpha).
-        b_P = fair_coefficients(cosines_PP, relative_P ** (1 / self.alpha - 1), self.alpha)
-        if b_P is None:
-            return torch.zeros_like(norms_P)
-        weights_P = b_P / relative_P * scale ** (-2 * self.alpha / (1 + self.alpha))
-        return clip_to_norm(weights_P, gramian_PP, self.max_norm)
+        b_S = fair_coefficients(cosines_SS, relative_S ** (1 / self.alpha - 1), self.alpha)
+        if b_S is None:
+            return torch.zeros_like(norms_S)
+        weights_S = b_S / relative_S * scale ** (-2 * self.alpha / (1 + self.alpha))
+        return clip_to_norm(weights_S, gramian_SS, self.max_norm)

@@ -1,8 +1,16 @@
+"""GradDrop.
+
+Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them, B samples (at Z), F
+elements of one sample of Z, E elements that a sign is drawn for.
+"""
+
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import Aggregator
 from .state import pieces
@@ -37,6 +45,14 @@ class GradDrop(Aggregator):
         ValueError: If ``leak`` is outside [0, 1].
     """
 
+    facts = Facts(
+        paper='Chen et al., Just Pick a Sign, NeurIPS 2020, Eq. 1, Algorithm 1',
+        rule=(
+            r'per position the gradients of one sign are kept; the positive ones with probability $(1 + \sum_t '
+            r'g_t / \sum_t \lvert g_t \rvert) / 2$'
+        ),
+    )
+
     has_weights = False
 
     def __init__(
@@ -56,7 +72,6 @@ class GradDrop(Aggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns the sum (P,) of what is kept of each element."""
-        del losses_T
         combined_P = torch.empty_like(gradients_TP[0])
         for piece in pieces(gradients_TP.shape[1]):
             rows_TC = gradients_TP[:, piece]
@@ -83,11 +98,11 @@ class GradDrop(Aggregator):
             combined_B.addcmul_(grad_B, factor_F)
         return combined_B
 
-    def _draw(self, positive_C: Tensor, negative_C: Tensor) -> Tensor:
+    def _draw(self, positive_E: Tensor, negative_E: Tensor) -> Tensor:
         """Whether the positive sign is drawn: ``U < P`` without P's quotient, so that one sign alone always stays."""
-        generator = self._generator_on(positive_C.device)
-        uniform_C = torch.rand(positive_C.shape, generator=generator, device=positive_C.device, dtype=positive_C.dtype)
-        return -negative_C * uniform_C < positive_C * (1 - uniform_C)
+        generator = self._generator_on(positive_E.device)
+        uniform_E = torch.rand(positive_E.shape, generator=generator, device=positive_E.device, dtype=positive_E.dtype)
+        return -negative_E * uniform_E < positive_E * (1 - uniform_E)
 
     def _generator_on(self, device: torch.device) -> torch.Generator:
         """The own random state, which lives where the gradients are."""

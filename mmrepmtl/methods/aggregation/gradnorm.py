@@ -1,9 +1,12 @@
+"""GradNorm. Dimensions: T tasks, S the subset of them that has a gradient."""
+
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import GramianAggregator
@@ -38,6 +41,15 @@ class GradNorm(GramianAggregator):
         ValueError: For a loss that is not positive, or an ``lr`` that is negative.
     """
 
+    facts = Facts(
+        paper='Chen et al., ICML 2018, Eq. 1-2, Algorithm 1',
+        rule=(
+            r'$w$ descends $\sum_t \lvert G_t - \bar G r_t^{\alpha} \rvert$, $G_t = w_t \lVert g_t \rVert$, '
+            r'$\bar G$ their mean, $r_t$ the relative $L_t / L_t(0)$'
+        ),
+        state='w, L(0) (T each)',
+    )
+
     loss_transform = 'own'
     weights_heads_by_default = True
 
@@ -68,19 +80,19 @@ class GradNorm(GramianAggregator):
         used_T = torch.zeros_like(gramian_TT[0])
         if not present_T.any():
             return used_T
-        losses_P = losses_T.to(used_T)[present_T]
+        losses_S = losses_T.to(used_T)[present_T]
         check_positive(self, losses_T.to(used_T), present_T)
         state_T, initial_T = self.weights_T.cpu().clone(), self.initial_T.cpu().clone()
-        initial_T[present_T] = torch.where(initial_T[present_T] > 0, initial_T[present_T], losses_P)
-        state_P = state_T[present_T]
-        used_P = state_P * (len(state_P) / state_P.sum())
-        sizes_P = used_P * gramian_TT.diagonal()[present_T].sqrt()
-        rates_P = losses_P / initial_T[present_T]
-        sizes_P = sizes_P / sizes_P.mean()
-        step_P = torch.sign(sizes_P - (rates_P / rates_P.mean()) ** self.alpha) * sizes_P
-        updated_P = state_P * torch.exp(-self.lr * step_P)
-        state_T[present_T] = updated_P * (state_P.sum() / updated_P.sum())
+        initial_T[present_T] = torch.where(initial_T[present_T] > 0, initial_T[present_T], losses_S)
+        state_S = state_T[present_T]
+        used_S = state_S * (len(state_S) / state_S.sum())
+        sizes_S = used_S * gramian_TT.diagonal()[present_T].sqrt()
+        rates_S = losses_S / initial_T[present_T]
+        sizes_S = sizes_S / sizes_S.mean()
+        step_S = torch.sign(sizes_S - (rates_S / rates_S.mean()) ** self.alpha) * sizes_S
+        updated_S = state_S * torch.exp(-self.lr * step_S)
+        state_T[present_T] = updated_S * (state_S.sum() / updated_S.sum())
         self.weights_T.copy_(state_T)
         self.initial_T.copy_(initial_T)
-        used_T[present_T] = used_P
+        used_T[present_T] = used_S
         return used_T

@@ -1,8 +1,12 @@
+"""Gradient Vaccine. Dimensions: T tasks, S the subset of them that has a gradient."""
+
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import GramianAggregator
 from .solvers import ROUNDING, cosines_and_norms, present_tasks
@@ -39,6 +43,12 @@ class GradVac(GramianAggregator):
         ValueError: For a ``beta`` outside [0, 1].
     """
 
+    facts = Facts(
+        paper='Wang et al., Gradient Vaccine, ICLR 2021, Eq. 2-4, Algorithm 1',
+        rule='the cosine of each pair is raised to its moving average; summed',
+        state='target cosines (T x T)',
+    )
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -60,7 +70,6 @@ class GradVac(GramianAggregator):
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the coefficients (T,) of the original gradients in the sum of the changed ones."""
-        del losses_T
         self.setup(len(gramian_TT))
         num_tasks, present_T = len(gramian_TT), present_tasks(gramian_TT)
         orders = [torch.randperm(num_tasks, generator=self.generator).tolist() for _ in range(num_tasks)]
@@ -68,32 +77,32 @@ class GradVac(GramianAggregator):
         weights_T = torch.zeros_like(gramian_TT[0])
         if not present:
             return weights_T
-        cosines_PP, norms_P = cosines_and_norms(gramian_TT[present][:, present])
+        cosines_SS, norms_S = cosines_and_norms(gramian_TT[present][:, present])
         targets_TT = self.targets_TT.cpu().clone()
         position = {task: p for p, task in enumerate(present)}
         for task in present:
             order = [position[j] for j in orders[task] if j != task and j in position]
-            targets_P = targets_TT[task, present]
-            changed_P = self._vaccinate(position[task], order, cosines_PP, targets_P)
-            targets_TT[task, present] = targets_P
-            weights_T[present] += changed_P * norms_P[position[task]] / norms_P
+            targets_S = targets_TT[task, present]
+            changed_S = self._vaccinate(position[task], order, cosines_SS, targets_S)
+            targets_TT[task, present] = targets_S
+            weights_T[present] += changed_S * norms_S[position[task]] / norms_S
         self.targets_TT.copy_(targets_TT)
         return weights_T
 
-    def _vaccinate(self, i: int, order: list[int], cosines_PP: Tensor, targets_P: Tensor) -> Tensor:
-        """The coefficients (P,) of the unit gradients in g_i' over the norm of g_i; updates ``targets_P``."""
-        changed_P = torch.zeros_like(targets_P)
-        changed_P[i] = 1.0
+    def _vaccinate(self, i: int, order: list[int], cosines_SS: Tensor, targets_S: Tensor) -> Tensor:
+        """The coefficients (S,) of the unit gradients in g_i' over the norm of g_i; updates ``targets_S``."""
+        changed_S = torch.zeros_like(targets_S)
+        changed_S[i] = 1.0
         for j in order:
-            square = float(changed_P @ cosines_PP @ changed_P)
+            square = float(changed_S @ cosines_SS @ changed_S)
             if square <= ROUNDING:
                 break
-            norm, target = square**0.5, min(float(targets_P[j]), _LARGEST_TARGET)
-            cosine = min(max(float(cosines_PP[j] @ changed_P) / norm, -1.0), 1.0)
+            norm, target = square**0.5, min(float(targets_S[j]), _LARGEST_TARGET)
+            cosine = min(max(float(cosines_SS[j] @ changed_S) / norm, -1.0), 1.0)
             if cosine < target:
-                changed_P[j] += norm * (target * ((1 - cosine**2) / (1 - target**2)) ** 0.5 - cosine)
-            targets_P[j] += self.beta * (cosine - targets_P[j])
-        return changed_P
+                changed_S[j] += norm * (target * ((1 - cosine**2) / (1 - target**2)) ** 0.5 - cosine)
+            targets_S[j] += self.beta * (cosine - targets_S[j])
+        return changed_S
 
     def get_extra_state(self) -> Tensor:
         """The state of the random orders, for ``state_dict()``."""

@@ -1,10 +1,14 @@
+"""IMTL-G. Dimensions: S the subset of the tasks that has a gradient."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import ROUNDING, cosines_and_norms, on_present_tasks, pseudo_solve
+from .solvers import ROUNDING, cosines_and_norms, pseudo_solve
 
 
 class IMTLG(GramianAggregator):
@@ -30,23 +34,23 @@ class IMTLG(GramianAggregator):
         weight_heads: As in :class:`Aggregator`.
     """
 
+    facts = Facts(
+        paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, Eq. 4-7',
+        rule=r'$w_t \propto z_t / \lVert g_t \rVert$, $C z = 1$: equal projections onto all unit gradients',
+    )
+
     def __init__(
         self, level: Literal['parameter', 'representation'] = 'representation', weight_heads: bool | None = None
     ) -> None:
         super().__init__(level, weight_heads)
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), of sum 1 or all 0."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
-
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        ones_P = torch.ones_like(norms_P)
-        z_P = pseudo_solve(cosines_PP, ones_P)
-        weights_P = z_P * (norms_P.min() / norms_P)
-        solvable = (cosines_PP @ z_P - ones_P).abs().max() < ROUNDING**0.5
-        if not solvable or weights_P.sum().abs() <= ROUNDING * weights_P.abs().sum():
-            return torch.zeros_like(weights_P)
-        return weights_P / weights_P.sum().abs()
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), of sum 1 or all 0."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        ones_S = torch.ones_like(norms_S)
+        z_S = pseudo_solve(cosines_SS, ones_S)
+        weights_S = z_S * (norms_S.min() / norms_S)
+        solvable = (cosines_SS @ z_S - ones_S).abs().max() < ROUNDING**0.5
+        if not solvable or weights_S.sum().abs() <= ROUNDING * weights_S.abs().sum():
+            return torch.zeros_like(weights_S)
+        return weights_S / weights_S.sum().abs()

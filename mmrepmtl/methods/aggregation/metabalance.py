@@ -1,7 +1,11 @@
+"""MetaBalance. Dimensions: T tasks, P elements of the shared parameters, L layers (shared parameter tensors)."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .state import LayerwiseAggregator, check_fractions, layer_norms, layer_pieces, scaled_sum
 
@@ -34,6 +38,12 @@ class MetaBalance(LayerwiseAggregator):
         ValueError: For arguments outside these ranges, a target that does not exist, layers that changed.
     """
 
+    facts = Facts(
+        paper='He et al., WWW 2022, Algorithm 1',
+        rule=r'per layer $g_t \leftarrow g_t (r m_{\mathrm{target}} / m_t + 1 - r)$, $m$ moving norms; summed',
+        state='norms, counts (T x layers)',
+    )
+
     levels = ('parameter',)
     has_weights = False
 
@@ -57,7 +67,6 @@ class MetaBalance(LayerwiseAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns the sum (P,) of the scaled gradients."""
-        del losses_T
         if not 0 <= self.target < len(gradients_TP):
             raise ValueError(
                 f'MetaBalance: target must be the index of one of {len(gradients_TP)} tasks, got {self.target}'

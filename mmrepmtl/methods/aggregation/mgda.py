@@ -1,11 +1,14 @@
+"""MGDA. Dimensions: T tasks, S the subset of them that has a gradient."""
+
 from typing import Literal
 
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import GramianAggregator
-from .solvers import min_norm_weights, on_present_tasks, present_tasks
+from .solvers import min_norm_weights, present_tasks
 
 
 class MGDA(GramianAggregator):
@@ -34,6 +37,11 @@ class MGDA(GramianAggregator):
         ValueError: For an unknown normalization, or a loss that is not positive where it is divided by.
     """
 
+    facts = Facts(
+        paper='Désidéri 2012; Sener and Koltun, NeurIPS 2018, Eq. 3, and MGDA-UB at Z',
+        rule=r'$\min_w \lVert \sum_t w_t g_t \rVert$ over the simplex',
+    )
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -48,16 +56,17 @@ class MGDA(GramianAggregator):
             self.loss_transform = 'own'
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), at least 0 and of sum 1."""
+        """Returns the weights (T,), at least 0 and of sum 1, of losses that may be divided by."""
         if self.normalization in ('loss', 'loss+'):
             why = f'normalization={self.normalization!r} divides by the losses, which must be positive; it needs'
             check_positive(self, losses_T, present_tasks(gramian_TT), why)
-        return on_present_tasks(self._solve, gramian_TT, losses_T)
+        return super().weights(gramian_TT, losses_T)
 
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor) -> Tensor:
-        divisors_P = gramian_PP.new_ones(len(gramian_PP))
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), at least 0 and of sum 1."""
+        divisors_S = gramian_SS.new_ones(len(gramian_SS))
         if self.normalization in ('l2', 'loss+'):
-            divisors_P = divisors_P * gramian_PP.diagonal().sqrt()
+            divisors_S = divisors_S * gramian_SS.diagonal().sqrt()
         if self.normalization in ('loss', 'loss+'):
-            divisors_P = divisors_P * losses_P.to(divisors_P)
-        return min_norm_weights(gramian_PP / divisors_P / divisors_P[:, None])[0]
+            divisors_S = divisors_S * losses_S.to(divisors_S)
+        return min_norm_weights(gramian_SS / divisors_S / divisors_S[:, None])[0]

@@ -1,7 +1,11 @@
+"""MoCo. Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import gramian
 from .solvers import project_on_simplex
@@ -44,6 +48,12 @@ class MoCo(StatefulAggregator):
         ValueError: For rates out of range, tasks or parameters that changed.
     """
 
+    facts = Facts(
+        paper='Fernando et al., ICLR 2023, Algorithm 1',
+        rule=r'$\sum_t w_t y_t$; $y_t$ tracks $g_t$, $w \leftarrow \mathrm{Proj}(w - \gamma (Y Y^{\top} + \rho I) w)$',
+        state='T copies (y), w, counts',
+    )
+
     levels = ('parameter',)
     has_weights = False
 
@@ -68,7 +78,6 @@ class MoCo(StatefulAggregator):
     @torch.no_grad()
     def forward(self, gradients_TP: Tensor, losses_T: Tensor) -> tuple[Tensor, None]:
         """Returns ``sum_t lambda_t y_t`` (P,)."""
-        del losses_T
         shape, device = gradients_TP.shape, gradients_TP.device
         tracked_TP = self.state('tracked_TP', shape, device, gradients_TP.dtype)
         lambda_T = self.state('lambda_T', shape[:1], device, fill=1 / len(gradients_TP))
@@ -83,19 +92,19 @@ class MoCo(StatefulAggregator):
         for t in here:
             rate = 1.0 if counts[t] == 1 else self.beta / counts[t] ** self.beta_decay
             tracked_TP[t].lerp_(gradients_TP[t], rate)
-        gramian_HH = gramian(tracked_TP).cpu()[here][:, here]
-        before_H = lambda_T.cpu()[here]
-        after_H = self._move(before_H, gramian_HH, self.gamma / steps.item() ** self.gamma_decay)
+        gramian_SS = gramian(tracked_TP).cpu()[here][:, here]
+        before_S = lambda_T.cpu()[here]
+        after_S = self._move(before_S, gramian_SS, self.gamma / steps.item() ** self.gamma_decay)
         weights_T = torch.zeros_like(lambda_T)
-        weights_T[here] = after_H.to(device)
-        lambda_T[here] = (after_H * before_H.sum()).to(device)
+        weights_T[here] = after_S.to(device)
+        lambda_T[here] = (after_S * before_S.sum()).to(device)
         return weighted_sum(weights_T, tracked_TP), None
 
-    def _move(self, lambda_H: Tensor, gramian_HH: Tensor, rate: float) -> Tensor:
+    def _move(self, lambda_S: Tensor, gramian_SS: Tensor, rate: float) -> Tensor:
         """One projected step of the weights of the tasks at hand, which sum to 1 afterwards."""
-        total = lambda_H.sum()
-        lambda_H = lambda_H / total if total > 0 else torch.full_like(lambda_H, 1 / len(lambda_H))
-        scale = gramian_HH.diagonal().mean()
+        total = lambda_S.sum()
+        lambda_S = lambda_S / total if total > 0 else torch.full_like(lambda_S, 1 / len(lambda_S))
+        scale = gramian_SS.diagonal().mean()
         if scale > 0:
-            gramian_HH = gramian_HH / scale
-        return project_on_simplex(lambda_H - rate * (gramian_HH @ lambda_H + self.rho * lambda_H))
+            gramian_SS = gramian_SS / scale
+        return project_on_simplex(lambda_S - rate * (gramian_SS @ lambda_S + self.rho * lambda_S))

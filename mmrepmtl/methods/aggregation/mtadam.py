@@ -1,8 +1,16 @@
+"""MTAdam.
+
+Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them, L layers (tensors
+of them).
+"""
+
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .state import LayerwiseAggregator, check_fractions, labelled_tasks, layer_norms, layer_pieces
 
@@ -44,6 +52,15 @@ class MTAdam(LayerwiseAggregator):
         ValueError: For arguments out of range, tasks or layers that changed.
     """
 
+    facts = Facts(
+        paper='Malkiel and Wolf, EMNLP 2021',
+        rule=(
+            r"$\sum_t m_t / \max_s \sqrt{v_s}$, $m_t$ and $v_t$ Adam's moments of $g_t$ at the first task's "
+            'norm in each layer'
+        ),
+        state='2 T copies (moments), norms (T x layers), anchors',
+    )
+
     levels = ('parameter',)
     has_weights = False
     returns = 'update'
@@ -76,7 +93,6 @@ class MTAdam(LayerwiseAggregator):
         Returns:
             What is to be subtracted from the shared parameters, divided by the learning rate, (P,), and None.
         """
-        del losses_T
         sizes = self.layers(gradients_TP)
         norms_TL = layer_norms(gradients_TP, sizes)
         shape, device = gradients_TP.shape, gradients_TP.device

@@ -1,8 +1,12 @@
+"""Nash-MTL. Dimensions: T tasks, S the subset of them that has a gradient."""
+
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import GramianAggregator
 from .solvers import clip_to_norm, cosines_and_norms, fair_coefficients, present_tasks
@@ -40,6 +44,12 @@ class NashMTL(GramianAggregator):
         ValueError: If ``update_weights_every`` or ``max_norm`` is not positive.
     """
 
+    facts = Facts(
+        paper='Navon et al., ICML 2022, Claim 3.1, Algorithm 1',
+        rule='$G w = 1 / w$',
+        state='last bargain (T), count of steps',
+    )
+
     weights_heads_by_default = True
 
     def __init__(
@@ -66,7 +76,6 @@ class NashMTL(GramianAggregator):
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,) after clipping, not negative."""
-        del losses_T
         self.setup(len(gramian_TT))
         present_T = present_tasks(gramian_TT)
         if len(present_T) == 1:
@@ -78,12 +87,12 @@ class NashMTL(GramianAggregator):
         self.step += int(present_T.any())
         stationary = False
         if present_T.any() and due:
-            solved_P = _bargain(gramian_TT[present_T][:, present_T])
-            stationary = solved_P is None
+            solved_S = _bargain(gramian_TT[present_T][:, present_T])
+            stationary = solved_S is None
             if stationary:
                 used_T[new_T] = 1 / gramian_TT.diagonal()[new_T].sqrt()
             else:
-                used_T[present_T] = solved_P
+                used_T[present_T] = solved_S
                 self.bargain_T.copy_(used_T)
         self._unclipped_T = torch.where(present_T, used_T, 0)
         if stationary:
@@ -92,12 +101,11 @@ class NashMTL(GramianAggregator):
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
         """The weights before clipping."""
-        del losses_T
         return self._unclipped_T.to(weights_T) if self.weight_heads and weights_T is not None else None
 
 
-def _bargain(gramian_PP: Tensor) -> Tensor | None:
+def _bargain(gramian_SS: Tensor) -> Tensor | None:
     """Solves ``G a = 1 / a``; None where there is no solution."""
-    cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-    b_P = fair_coefficients(cosines_PP, torch.ones_like(norms_P), alpha=1.0)
-    return None if b_P is None else b_P / norms_P  # C b = 1 / b for the unit gradients
+    cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+    b_S = fair_coefficients(cosines_SS, torch.ones_like(norms_S), alpha=1.0)
+    return None if b_S is None else b_S / norms_S  # C b = 1 / b for the unit gradients

@@ -1,10 +1,13 @@
+"""PCGrad. Dimensions: S the subset of the tasks that has a gradient."""
+
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import on_present_tasks
 from .torchjd import make_solver, solve_with_torchjd
 
 
@@ -27,6 +30,11 @@ class PCGrad(GramianAggregator):
         ImportError: If torchjd is not installed.
     """
 
+    facts = Facts(
+        paper='Yu et al., Gradient Surgery, NeurIPS 2020, Algorithm 1',
+        rule='each $g_t$ projected onto the normal plane of those that it conflicts with, in random order; summed',
+    )
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -37,12 +45,9 @@ class PCGrad(GramianAggregator):
         self.solver = make_solver('PCGradWeighting')
         self.generator = torch.Generator().manual_seed(seed)
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the coefficients (T,) of the original gradients in the sum of the projected ones; absent tasks: 0."""
-        del losses_T
-        return on_present_tasks(
-            lambda gramian_PP, _: solve_with_torchjd(self.solver, gramian_PP, self.generator), gramian_TT
-        )
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the coefficients (S,) of the original gradients in the sum of the projected ones."""
+        return solve_with_torchjd(self.solver, gramian_SS, self.generator)
 
     def get_extra_state(self) -> Tensor:
         """The state of the random orders, for ``state_dict()``."""

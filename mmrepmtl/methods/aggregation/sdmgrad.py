@@ -1,8 +1,12 @@
+"""SDMGrad. Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters."""
+
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import Aggregator
 from .solvers import project_on_simplex
@@ -48,6 +52,15 @@ class SDMGrad(Aggregator):
         ValueError: For settings out of range, or gradients of another number of batches.
     """
 
+    facts = Facts(
+        paper='Xiao et al., NeurIPS 2023, Algorithm 1, section 6.1',
+        rule=(
+            r'$\min_w \lVert \sum_t w_t g_t + \lambda g_0 \rVert$ over the simplex by SGD with two batches; '
+            'the step with the third'
+        ),
+        state='w (T)',
+    )
+
     levels = ('parameter',)
     num_batches = 3
 
@@ -84,7 +97,6 @@ class SDMGrad(Aggregator):
         Returns:
             The combined gradient (P,) of the third batch, and the weights (T,).
         """
-        del losses_T
         if gradients.dim() == 3 and len(gradients) != 3:
             raise ValueError(f'SDMGrad: needs the gradients of three batches (3, T, P), got {tuple(gradients.shape)}')
         first, second, last = gradients if gradients.dim() == 3 else [gradients] * 3
@@ -93,9 +105,9 @@ class SDMGrad(Aggregator):
         norms_2T = torch.stack([row_norms(first), row_norms(second)]).cpu()
         learning_T = (norms_2T > 0).all(0)
         if learning_T.sum() > 1:
-            scales_P = norms_2T[:, learning_T].prod(0).sqrt()
-            products_PP = _products(first, second).cpu()[learning_T][:, learning_T] / scales_P.mean() ** 2
-            weights_T[learning_T] = self._descend(weights_T[learning_T], products_PP)
+            scales_S = norms_2T[:, learning_T].prod(0).sqrt()
+            products_SS = _products(first, second).cpu()[learning_T][:, learning_T] / scales_S.mean() ** 2
+            weights_T[learning_T] = self._descend(weights_T[learning_T], products_SS)
             self.simplex_T.copy_(weights_T)
         present_T = (row_norms(last) > 0).cpu()
         applied_T = torch.where(present_T, weights_T, 0)
@@ -107,18 +119,18 @@ class SDMGrad(Aggregator):
         applied_T = applied_T.to(last.device)
         return weighted_sum(applied_T, last), applied_T.to(last)
 
-    def _descend(self, weights_P: Tensor, products_PP: Tensor) -> Tensor:
-        """Projected SGD from the last weights (P,); their sum, which other tasks' weights complete to 1, is kept."""
-        total = weights_P.sum()
+    def _descend(self, weights_S: Tensor, products_SS: Tensor) -> Tensor:
+        """Projected SGD from the last weights (S,); their sum, which other tasks' weights complete to 1, is kept."""
+        total = weights_S.sum()
         if total == 0:
-            return weights_P
-        weights_P, velocity_P = weights_P / total, torch.zeros_like(weights_P)
-        lr = (1 / torch.linalg.matrix_norm(products_PP, ord=2)).clamp(max=self.lr)
+            return weights_S
+        weights_S, velocity_S = weights_S / total, torch.zeros_like(weights_S)
+        lr = (1 / torch.linalg.matrix_norm(products_SS, ord=2)).clamp(max=self.lr)
         for _ in range(self.n_iter):
-            gradient_P = products_PP @ (weights_P + self.lambda_ / len(weights_P))
-            velocity_P = self.momentum * velocity_P + gradient_P
-            weights_P = project_on_simplex(weights_P - lr * velocity_P)
-        return weights_P * total
+            gradient_S = products_SS @ (weights_S + self.lambda_ / len(weights_S))
+            velocity_S = self.momentum * velocity_S + gradient_S
+            weights_S = project_on_simplex(weights_S - lr * velocity_S)
+        return weights_S * total
 
 
 def _products(first_TP: Tensor, second_TP: Tensor) -> Tensor:

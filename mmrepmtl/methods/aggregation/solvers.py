@@ -4,7 +4,7 @@ All of them are solved in the cosines of the gradients, so that neither the comm
 different norms cost precision. What is left is the angle: gradients that cancel to below 1e-6 of their norms cannot be
 told from ones that cancel, since the Gramian holds squares; they count as cancelling.
 
-Suffixes: T tasks, P those of them that are present (or on the support of a solution).
+Dimensions: T tasks, S the subset of them that has a gradient (or is on the support of a solution).
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def on_present_tasks(
     """Solves the problem of the tasks that have a gradient, as if there were no others.
 
     Args:
-        solve: Maps the Gramian (P, P) and the losses (P,) of the present tasks to their weights (P,).
+        solve: Maps the Gramian (S, S) and the losses (S,) of the present tasks to their weights (S,).
         gramian_TT: Inner products of the gradients, (T, T).
         losses_T: Losses, (T,), where ``solve`` reads them.
         solve_last: Whether ``solve`` is also asked for the only present one of several tasks, where its weight has a
@@ -54,8 +54,8 @@ def on_present_tasks(
     if present_T.sum() == 1 and not (solve_last and len(present_T) > 1):
         weights_T[present_T] = 1.0
     elif present_T.any():
-        losses_P = None if losses_T is None else losses_T[present_T]
-        weights_T[present_T] = solve(gramian_TT[present_T][:, present_T], losses_P)
+        losses_S = None if losses_T is None else losses_T[present_T]
+        weights_T[present_T] = solve(gramian_TT[present_T][:, present_T], losses_S)
     return weights_T
 
 

@@ -4,6 +4,9 @@ The rule of memory for all of them: ``gradients_TP`` belongs to the caller and i
 beside it there is one (P,) result, and every other temporary covers :data:`COLUMNS` columns at most, few enough for a
 processor's cache. Factors and norms are float64: the squares of gradients between 1e-20 and 1e20 do not fit in float32.
 Rows are multiplied by them in their own precision.
+
+Dimensions: T tasks, P elements of the shared parameters, C columns of one piece of them, L layers (tensors
+of them).
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,7 +82,6 @@ class LayerwiseAggregator(StatefulAggregator):
 
     def setup(self, num_tasks: int, sizes: Sequence[int] | None = None) -> None:
         """Tells the layers: the number of elements of each, in the order of the columns. Idempotent."""
-        del num_tasks
         if sizes is not None:
             self._sizes = tuple(sizes)
 

@@ -1,3 +1,5 @@
+"""Torchjd's solvers as an aggregator. Dimensions: T tasks, S the subset of them that has a gradient."""
+
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import GramianAggregator
-from .solvers import on_present_tasks, present_tasks
+from .solvers import present_tasks
 
 
 class TorchJD(GramianAggregator):
@@ -69,22 +71,22 @@ class TorchJD(GramianAggregator):
         self.solver = make_solver(weighting, arguments)
         self.keeps_state = _keeps_state(self.solver)
         self.normalize = not self.keeps_state if normalize is None else normalize
+        # Without normalisation the scale matters, and that of the last task left is the weighting's business too.
+        self.solves_last = not self.normalize
         self.generator = torch.Generator().manual_seed(seed)
 
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), 0 for absent tasks."""
-        del losses_T
         present_T = present_tasks(gramian_TT)
         if self.keeps_state and present_T.any():
-            weights_T = torch.where(present_T, self._solve(gramian_TT), 0)
+            weights_T = torch.where(present_T, self.solve(gramian_TT, losses_T), 0)
         else:
-            # Where the scale matters, that of the last task left is the weighting's business too.
-            weights_T = on_present_tasks(self._solve, gramian_TT, solve_last=not self.normalize)
+            weights_T = super().weights(gramian_TT, losses_T)
         return weights_T * (int(present_T.sum()) if self.factor == 'tasks' else self.factor)
 
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None = None) -> Tensor:
-        del losses_P
-        return solve_with_torchjd(self.solver, gramian_PP, self.generator, self.normalize)
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns torchjd's weights (S,)."""
+        return solve_with_torchjd(self.solver, gramian_SS, self.generator, self.normalize)
 
     def get_extra_state(self) -> Tensor:
         """The state of the random numbers, for ``state_dict()``."""
@@ -120,36 +122,36 @@ def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = Non
 
 
 def solve_with_torchjd(
-    solver: nn.Module, gramian_PP: Tensor, generator: torch.Generator, normalize: bool = True
+    solver: nn.Module, gramian_SS: Tensor, generator: torch.Generator, normalize: bool = True
 ) -> Tensor:
     """The weights that one of torchjd's weightings gives.
 
     Args:
         solver: Of :func:`make_solver`.
-        gramian_PP: Of tasks that have a gradient, (P, P), float64, on the CPU.
+        gramian_SS: Of tasks that have a gradient, (S, S), float64, on the CPU.
         generator: What torchjd's random numbers, which come from torch's global state, are drawn from instead.
         normalize: Whether to divide by the largest diagonal entry.
 
     Returns:
-        The weights (P,), float64.
+        The weights (S,), float64.
 
     Raises:
         ValueError: If torchjd, or the solver that it calls, refuses the Gramian.
         RuntimeError: If the weights are not finite.
     """
-    name, num_tasks = type(solver).__name__, len(gramian_PP)
+    name, num_tasks = type(solver).__name__, len(gramian_SS)
     if normalize:
-        gramian_PP = gramian_PP / gramian_PP.diagonal().max()
+        gramian_SS = gramian_SS / gramian_SS.diagonal().max()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.set_rng_state(generator.get_state())
         try:
-            weights_P = solver.cpu()(gramian_PP)
+            weights_S = solver.cpu()(gramian_SS)
         except Exception as error:  # solvers have errors of their own kinds
             raise ValueError(f'TorchJD: {name} of {num_tasks} tasks with a gradient: {error}') from error
         generator.set_state(torch.get_rng_state())
-    if not torch.isfinite(weights_P).all():
-        raise RuntimeError(f'TorchJD: {name} returned the weights {weights_P.tolist()}; its solver has failed')
-    return weights_P.to(gramian_PP)
+    if not torch.isfinite(weights_S).all():
+        raise RuntimeError(f'TorchJD: {name} returned the weights {weights_S.tolist()}; its solver has failed')
+    return weights_S.to(gramian_SS)
 
 
 def _import_torchjd() -> ModuleType:

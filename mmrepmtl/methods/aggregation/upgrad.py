@@ -1,8 +1,12 @@
+"""UPGrad. Dimensions: S the subset of the tasks that has a gradient."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import cosines_and_norms, on_present_tasks, project_on_dual_cone
+from .solvers import cosines_and_norms, project_on_dual_cone
 
 
 class UPGrad(GramianAggregator):
@@ -24,14 +28,14 @@ class UPGrad(GramianAggregator):
         weight_heads: As in :class:`Aggregator`.
     """
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,), at least 1 / T each."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
+    facts = Facts(
+        paper='Quinton and Rey, arXiv 2406.16232, Eq. 3, Proposition 1',
+        rule='each $g_t$ projected onto the vectors that conflict with no gradient; the mean',
+    )
 
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        units_PP = torch.eye(len(norms_P), dtype=norms_P.dtype)
-        projected_PP = torch.stack([project_on_dual_cone(cosines_PP, unit_P) for unit_P in units_PP])
-        return (projected_PP * norms_P[:, None] / norms_P).mean(0)
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,), at least 1 / S each."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        units_SS = torch.eye(len(norms_S), dtype=norms_S.dtype)
+        projected_SS = torch.stack([project_on_dual_cone(cosines_SS, unit_S) for unit_S in units_SS])
+        return (projected_SS * norms_S[:, None] / norms_S).mean(0)

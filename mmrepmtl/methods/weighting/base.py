@@ -1,7 +1,11 @@
+"""The base of the loss weightings. Dimensions: T tasks."""
+
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
+
+from mmrepmtl.methods.facts import Facts
 
 
 class Weighting(nn.Module):
@@ -27,12 +31,14 @@ class Weighting(nn.Module):
     #: Whether :meth:`end_epoch` is to be called between epochs.
     per_epoch: bool = False
 
+    #: What the tables of docs/methods.md say about the method; None for a method that is in no table.
+    facts: Facts | None = None
+
     #: Names of the tasks, for errors; the trainer sets them.
     task_names: Sequence[str] | None = None
 
     def setup(self, num_tasks: int) -> None:
         """Tells the number of tasks, before the first call. Idempotent."""
-        del num_tasks
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters that the run's own optimizer trains by the gradient of the scalar."""

@@ -1,6 +1,9 @@
+"""DWA. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import EpochWeighting, labelled_mask, masked_softmax, weighted_sum
@@ -30,6 +33,12 @@ class DWA(EpochWeighting):
     Raises:
         ValueError: If ``temperature`` is not positive or ``interval`` is less than 1.
     """
+
+    facts = Facts(
+        paper='Liu et al., End-to-End Multi-Task Learning with Attention, CVPR 2019',
+        rule=r'$\sum_t w_t L_t$, $w = T \mathrm{softmax}(r / 2)$, $r_t = L_t(e-1) / L_t(e-2)$',
+        state='mean losses of this epoch and of the two before',
+    )
 
     loss_transform = 'own'
 

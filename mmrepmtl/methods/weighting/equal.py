@@ -1,4 +1,8 @@
+"""Equal weighting. Dimensions: T tasks."""
+
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import Weighting
 
@@ -10,7 +14,11 @@ class EqualWeighting(Weighting):
     unlabelled task is left out of the sum.
     """
 
+    facts = Facts(
+        paper='',
+        rule=r'$\sum_t L_t$',
+    )
+
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t L_t`` over the labelled tasks."""
-        del advance
         return losses_T.sum() if labelled_T is None else losses_T[labelled_T].sum()

@@ -1,6 +1,9 @@
+"""FAMO. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import HistoryWeighting, labelled_mask, masked_softmax, weighted_sum
@@ -33,6 +36,15 @@ class FAMO(HistoryWeighting):
         lr: Adam's learning rate for the task logits, beta.
         weight_decay: Regularisation of the task logits, gamma.
     """
+
+    facts = Facts(
+        paper='Liu et al., NeurIPS 2023, Algorithm 1',
+        rule=(
+            r'$w_t \propto z_t / L_t$, $z = \mathrm{softmax}(\xi)$; $\xi$ learns from the fall of $\log L_t$ '
+            'on the same batch after the step'
+        ),
+        state="xi and Adam's moments for it (T each)",
+    )
 
     loss_transform = 'own'
     second_look = True

@@ -1,5 +1,8 @@
+"""GLS. Dimensions: T tasks."""
+
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .base import Weighting
@@ -17,6 +20,11 @@ class GLS(Weighting):
     unlabelled task is left out, and T is the number of labelled ones.
     """
 
+    facts = Facts(
+        paper='Chennupati et al., MultiNet++, CVPRW 2019',
+        rule=r'$\left(\prod_t L_t\right)^{1/T}$',
+    )
+
     loss_transform = 'own'
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
@@ -25,7 +33,6 @@ class GLS(Weighting):
         Raises:
             ValueError: If a loss is not positive.
         """
-        del advance
         mask_T = labelled_mask(losses_T, labelled_T)
         check_positive(self, losses_T, mask_T)
         if not mask_T.any():

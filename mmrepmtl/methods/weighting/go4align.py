@@ -1,6 +1,9 @@
+"""GO4Align. Dimensions: T tasks, N sorted numbers."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import HistoryWeighting, labelled_mask, weighted_sum
@@ -39,6 +42,15 @@ class GO4Align(HistoryWeighting):
     Raises:
         ValueError: If ``num_groups`` is less than 1, ``beta`` is negative or ``loss_unit`` is not positive.
     """
+
+    facts = Facts(
+        paper='Shen et al., NeurIPS 2024',
+        rule=(
+            r'$w_t$ is the mean over the group of $t$ of $p_t \sum_k L_k / L_t$; $p_t \leftarrow p_t '
+            r'\exp(-\beta L_t / u) / Z$; groups by k-means'
+        ),
+        state='log p (T), u',
+    )
 
     loss_transform = 'own'
 

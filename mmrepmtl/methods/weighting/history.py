@@ -1,4 +1,7 @@
-"""What the loss weightings share: checks of the losses, and state with one entry per task."""
+"""What the loss weightings share: checks of the losses, and state with one entry per task.
+
+Dimensions: T tasks.
+"""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,9 @@
+"""IGBv2. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import EpochWeighting, labelled_mask, weighted_sum
@@ -51,6 +54,16 @@ class IGBv2(EpochWeighting):
     Raises:
         ValueError: If ``buffer_size``, ``update_every`` or ``interval`` is less than 1.
     """
+
+    facts = Facts(
+        paper='Dai et al., Improvable Gap Balancing, UAI 2023',
+        rule=(
+            r'$\sum_t w_t \log L_t$; a soft actor-critic chooses $w$, its reward is the smallest relative fall '
+            'of a loss'
+        ),
+        state='agent, its optimizers, 10,000 transitions, base losses of an epoch',
+        work='small networks on the CPU',
+    )
 
     loss_transform = 'own'
 
@@ -147,7 +160,7 @@ class IGBv2(EpochWeighting):
             super().get_extra_state(),
             total_steps=self.total_steps,
             generator=self.generator.get_state(),
-            undrawn=self._undrawn,
+            undrawn=None if self.action_T is None else self._undrawn,
             action_T=self.action_T,
             previous_T=self.previous_T,
             agent=None if self.agent is None else self.agent.state_dict(),

@@ -1,13 +1,16 @@
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+"""IMTL-L. Dimensions: T tasks."""
 
+import torch
+from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
-from .history import LazyWeighting, labelled_mask
+from .history import labelled_mask
+from .learned import LearnedWeighting
 
 
-class IMTLL(LazyWeighting):
+class IMTLL(LearnedWeighting):
     """Impartial multi-task learning, its loss balance (IMTL-L): learned scales make all scaled losses equal to 1.
 
     Source: Liu et al., "Towards Impartial Multi-Task Learning", ICLR 2021, loss balance: the scalar is ``sum_t exp(s_t)
@@ -25,20 +28,13 @@ class IMTLL(LazyWeighting):
         num_tasks: T; None where :meth:`setup` tells it later.
     """
 
-    loss_transform = 'own'
+    facts = Facts(
+        paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, loss balance',
+        rule=r'$\sum_t e^{s_t} L_t - s_t$, $s$ learned',
+        state="s (T), and the optimizer's for it",
+    )
+
     sized_by = 'log_scale_T'
-
-    def __init__(self, num_tasks: int | None = None) -> None:
-        super().__init__()
-        self.log_scale_T = UninitializedParameter()
-        if num_tasks is not None:
-            self.setup(num_tasks)
-
-    def setup(self, num_tasks: int) -> None:
-        """Materialises the T log scales at 0. Idempotent."""
-        if isinstance(self.log_scale_T, UninitializedParameter):
-            self.log_scale_T.materialize((num_tasks,))
-            nn.init.zeros_(self.log_scale_T)
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:
         """Returns ``sum_t exp(s_t) L_t - s_t`` over the labelled tasks.
@@ -46,8 +42,9 @@ class IMTLL(LazyWeighting):
         Raises:
             ValueError: If a loss is not positive.
         """
-        del advance
-        self.setup(len(losses_T))
-        mask_T = labelled_mask(losses_T, labelled_T)
-        check_positive(self, losses_T, mask_T)
-        return (torch.exp(self.log_scale_T) * losses_T - self.log_scale_T)[mask_T].sum()
+        check_positive(self, losses_T, labelled_mask(losses_T, labelled_T))
+        return super().forward(losses_T, labelled_T, advance)
+
+    def terms(self, losses_T: Tensor, learned_T: Tensor) -> Tensor:
+        """Returns ``exp(s_t) L_t - s_t``, (T,)."""
+        return torch.exp(learned_T) * losses_T - learned_T

@@ -1,5 +1,9 @@
+"""RLW. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
+
+from mmrepmtl.methods.facts import Facts
 
 from .base import Weighting
 from .history import labelled_mask, masked_softmax, weighted_sum
@@ -19,6 +23,12 @@ class RLW(Weighting):
     Args:
         seed: Of the draws; the same on all ranks.
     """
+
+    facts = Facts(
+        paper='Lin et al., TMLR 2022, Algorithm 2',
+        rule=r'$\sum_t w_t L_t$, $w = \mathrm{softmax}(x)$, $x_t \sim N(0, 1)$ drawn anew in each step',
+        state='the draw of an unfinished step',
+    )
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -49,7 +59,8 @@ class RLW(Weighting):
 
     def get_extra_state(self) -> dict:
         """The generator's states and the draw of an unfinished step, for ``state_dict()``."""
-        return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=self._undrawn)
+        undrawn = None if self.draw_T is None else self._undrawn
+        return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=undrawn)
 
     def set_extra_state(self, state: dict) -> None:
         """Restores what :meth:`get_extra_state` returned."""

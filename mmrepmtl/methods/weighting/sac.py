@@ -1,4 +1,7 @@
-"""A small soft actor-critic (SAC) that lives beside a training run: on the CPU, with a random state of its own."""
+"""A small soft actor-critic (SAC) that lives beside a training run: on the CPU, with a random state of its own.
+
+Dimensions: B transitions of a batch, S numbers of a state, A of an action, N inputs or outputs of a layer.
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,6 +1,9 @@
+"""STCH. Dimensions: T tasks."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.positive import check_positive
 
 from .history import EpochWeighting, labelled_mask
@@ -33,6 +36,15 @@ class STCH(EpochWeighting):
     Raises:
         ValueError: If ``mu`` is not positive, ``warmup_epochs`` is negative or ``interval`` is less than 1.
     """
+
+    facts = Facts(
+        paper='Lin et al., Smooth Tchebycheff Scalarization, ICML 2024',
+        rule=(
+            r'$T \mu \log \sum_t (L_t / n_t)^{1/\mu}$, $n$ the mean losses of the epoch after the warm-up; '
+            r'before: $\sum_t \log L_t$'
+        ),
+        state='n (T), sums of the epoch',
+    )
 
     loss_transform = 'own'
 

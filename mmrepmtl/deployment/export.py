@@ -14,9 +14,9 @@ from mmengine.config import Config
 
 from mmrepmtl.apis.image_pipeline import ImagePipeline
 from mmrepmtl.apis.loading import find_run, load_model, target_declarations
-from mmrepmtl.apis.onnx_check import Difference, compare
-from mmrepmtl.apis.onnx_graph import INPUT, describe, predict
-from mmrepmtl.apis.onnx_writer import to_onnx
+from mmrepmtl.deployment.check import Difference, compare
+from mmrepmtl.deployment.graph import INPUT, describe, predict
+from mmrepmtl.deployment.writer import to_onnx
 from mmrepmtl.models import MultiTaskModel
 from mmrepmtl.utils.files import whole_file
 from mmrepmtl.utils.folders import check_writable
@@ -82,7 +82,7 @@ def export_onnx(
             then, and a file that was there stays.
     """
     _need_packages()
-    cfg, checkpoint = find_run(config_or_workdir, checkpoint)
+    cfg, checkpoint = find_run(config_or_workdir, checkpoint, trust_checkpoint)
     path = checkpoint.with_suffix('.onnx') if out is None else Path(out)
     if path.suffix != '.onnx':
         raise ValueError(f'{path}: the file to write must end with .onnx')

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmrepmtl.engine.hooks.checkpoint import name_last
+from mmrepmtl.engine.hooks.saving import name_last
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
 from mmrepmtl.engine.last_checkpoint import (
     LAST_CHECKPOINT,

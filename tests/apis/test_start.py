@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mmrepmtl.apis import train
 from mmrepmtl.apis.evaluate import _read_constants
-from mmrepmtl.apis.resume import find_checkpoint, prepare_start
+from mmrepmtl.apis.start import find_checkpoint, prepare_start
 from mmrepmtl.registry import HOOKS
 from tests.engine.quick import quick_config, same, weights
 

@@ -10,11 +10,11 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
 
-from mmrepmtl.apis.config_check import check_links, check_loader
-from mmrepmtl.apis.sample_facts import SampleFacts, TargetFacts, inspect_sample
 from mmrepmtl.apis.splits import dataset_of, loader_of
 from mmrepmtl.datasets import MultiTaskDataset
 from mmrepmtl.datasets.conversion import ProgressLines
+from mmrepmtl.inspection.config_check import check_links, check_loader
+from mmrepmtl.inspection.sample_facts import SampleFacts, TargetFacts, inspect_sample
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import KINDS
 

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 
-from mmrepmtl.apis import export, load_config
-from mmrepmtl.apis.export import input_size
-from mmrepmtl.apis.onnx_check import BATCHES, compare
-from mmrepmtl.apis.onnx_writer import to_onnx
+from mmrepmtl.apis import load_config
+from mmrepmtl.deployment import export
+from mmrepmtl.deployment.check import BATCHES, compare
+from mmrepmtl.deployment.export import input_size
+from mmrepmtl.deployment.writer import to_onnx
 from mmrepmtl.registry import MODELS
 from tests.apis.toy import ROOT
 from tests.models.mmseg_heads import build_model as build_mmseg

@@ -125,7 +125,7 @@ def _look_at_numbers(value: np.ndarray) -> TargetFacts:
 
 #: Functions of a loaded target that return its facts.
 FACTS: KindTable[Callable[[Any], TargetFacts]] = KindTable(
-    'mmrepmtl.apis.sample_facts.FACTS',
+    'mmrepmtl.inspection.sample_facts.FACTS',
     dict(
         segmentation=_look_at_labels,
         binary=_look_at_labels,

@@ -17,12 +17,13 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from mmrepmtl.apis import MultiTaskInferencer, export
-from mmrepmtl.apis.export import export_onnx, input_size
+from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.loading import load_model
-from mmrepmtl.apis.onnx_check import compare, difference
-from mmrepmtl.apis.onnx_graph import OnnxGraph, describe, predict
-from mmrepmtl.apis.onnx_writer import OnnxFile, to_onnx
+from mmrepmtl.deployment import export
+from mmrepmtl.deployment.check import compare, difference
+from mmrepmtl.deployment.export import export_onnx, input_size
+from mmrepmtl.deployment.graph import OnnxGraph, describe, predict
+from mmrepmtl.deployment.writer import OnnxFile, to_onnx
 from mmrepmtl.models import MultiTaskModel
 from mmrepmtl.models.heads import DenseHead, NormalHead
 from mmrepmtl.registry import MODELS
@@ -387,7 +388,7 @@ def test_what_the_graph_cannot_hold_is_refused(monkeypatch):
     model.heads['depth'] = DenseHead(nn.Conv2d(6, 1, 1), 1)
     with pytest.raises(ValueError, match="task 'depth': what a DenseHead predicts is not known here"):
         OnnxGraph(model)
-    monkeypatch.setattr('mmrepmtl.apis.onnx_writer._MAX_BYTES', 1000)
+    monkeypatch.setattr('mmrepmtl.deployment.writer._MAX_BYTES', 1000)
     with pytest.raises(ValueError, match='GiB of weights, one ONNX file holds 2 GiB'):
         to_onnx(build_model(['depth']).eval(), (16, 24), {})
 

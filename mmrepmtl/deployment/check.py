@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmrepmtl.models import MultiTaskModel
 
-from .onnx_graph import INPUT, predict
+from .graph import INPUT, predict
 
 #: Batch sizes that are compared; neither is the one that was exported with.
 BATCHES = (1, 3)

@@ -1,8 +1,12 @@
+"""ConFIG, the conflict-free direction. Dimensions: S the subset of the tasks that has a gradient."""
+
 import torch
 from torch import Tensor
 
+from mmrepmtl.methods.facts import Facts
+
 from .base import GramianAggregator
-from .solvers import ROUNDING, cosines_and_norms, on_present_tasks, pseudo_solve
+from .solvers import ROUNDING, cosines_and_norms, pseudo_solve
 
 
 class ConFIG(GramianAggregator):
@@ -24,16 +28,19 @@ class ConFIG(GramianAggregator):
         weight_heads: As in :class:`Aggregator`.
     """
 
-    def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
-        """Returns the weights (T,)."""
-        del losses_T
-        return on_present_tasks(self._solve, gramian_TT)
+    facts = Facts(
+        paper='Liu et al., ICLR 2025, Eq. 2',
+        rule=(
+            r'$d \propto \sum_t z_t g_t / \lVert g_t \rVert$, $C z = 1$: the direction of equal cosine to all '
+            'gradients, as long as the sum of their projections onto it'
+        ),
+    )
 
-    def _solve(self, gramian_PP: Tensor, losses_P: Tensor | None) -> Tensor:
-        del losses_P
-        cosines_PP, norms_P = cosines_and_norms(gramian_PP)
-        z_P = pseudo_solve(cosines_PP, torch.ones_like(norms_P))
-        if z_P.abs().max() < ROUNDING**0.5:
-            return torch.zeros_like(z_P)
-        products_P = cosines_PP @ z_P  # of the unit gradients with a direction of squared length z^T C z
-        return z_P * (products_P @ norms_P) / (z_P @ products_P) / norms_P
+    def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:
+        """Returns the weights (S,)."""
+        cosines_SS, norms_S = cosines_and_norms(gramian_SS)
+        z_S = pseudo_solve(cosines_SS, torch.ones_like(norms_S))
+        if z_S.abs().max() < ROUNDING**0.5:
+            return torch.zeros_like(z_S)
+        products_S = cosines_SS @ z_S  # of the unit gradients with a direction of squared length z^T C z
+        return z_S * (products_S @ norms_S) / (z_S @ products_S) / norms_S

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 
 from mmrepmtl.analysis.saliency_maps import SaliencySettings, mirrored_targets, saliency_maps
-from mmrepmtl.apis.demo_panels import CSS, Panel, input_panel, panel_size, prediction_panel, saliency_panels
 from mmrepmtl.apis.inferencer import MultiTaskInferencer
 from mmrepmtl.apis.splits import loader_of
 from mmrepmtl.datasets import SynthRoomsDataset
 from mmrepmtl.datasets.pictures import read_bytes, read_header
 from mmrepmtl.datasets.readers import read_picture_image
+from mmrepmtl.demo.prediction_panels import CSS, Panel, input_panel, panel_size, prediction_panel, saliency_panels
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.utils.config_types import type_name
 from mmrepmtl.visualization import write_picture

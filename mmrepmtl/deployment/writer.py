@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mmrepmtl.apis.onnx_graph import INPUT, OnnxGraph
+from mmrepmtl.deployment.graph import INPUT, OnnxGraph
 from mmrepmtl.models import MultiTaskModel
 
 #: A protocol buffer, and so a file without files beside it, holds no more.

@@ -17,7 +17,7 @@ INPUT = 'images'
 _MAP = ('batch', 'channel', 'height', 'width')
 #: (what the output holds, its axes).
 FORMS: KindTable[tuple[str, tuple[str, ...]]] = KindTable(
-    'mmrepmtl.apis.onnx_graph.FORMS',
+    'mmrepmtl.deployment.graph.FORMS',
     dict(
         segmentation=('class logits', ('batch', 'class', 'height', 'width')),
         binary=('probability of yes', _MAP),
