@@ -1,1 +1,1 @@
-"""What a config and its data hold, looked at before a training: checks and pictures."""
+"""Checks and pictures of a config and its data, before a training."""
