@@ -243,7 +243,7 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-#: Functions of (path without its ending, prediction, declaration): the file, if any, and its entry in the JSON file.
+#: Functions of (path without its ending, prediction, declaration). Each returns its file or None, and its JSON entry.
 WRITERS: KindTable[Callable[..., tuple[Path | None, dict]]] = KindTable(
     'mmrepmtl.apis.result_files.WRITERS',
     dict(

@@ -246,7 +246,7 @@ def parse_numbers(texts: Sequence[str], places: Sequence[str]) -> list[float]:
     return [parse_number(text, where) for text, where in zip(texts, places, strict=True)]
 
 
-#: Functions of a declaration. Each returns a reader of (texts of the cells, their places for errors): a plain value.
+#: Functions of a declaration. Each returns a function of (texts of the cells, their places) to a plain value.
 CELL_READERS: KindTable[Callable[[Mapping], Callable[[Sequence[str], Sequence[str]], Any]]] = KindTable(
     'mmrepmtl.datasets.csv.CELL_READERS',
     dict(classification=ParseClass, regression=lambda label: parse_numbers),

@@ -229,7 +229,7 @@ class ReadNumbers:
         return np.asarray(numbers, np.float32)
 
 
-#: Functions of a declaration. Each returns the reader of a file: path -> array of ``MultiTaskDataset``'s table.
+#: Functions of a declaration. Each returns the reader of a file, from its path to the array of ``MultiTaskDataset``.
 FILE_READERS: KindTable[Callable[[Mapping[str, Any]], Callable[[str], Any]]] = KindTable(
     'mmrepmtl.datasets.declared.FILE_READERS',
     dict(

@@ -65,7 +65,7 @@ def _zoom_normals(value: np.ndarray, meta: dict, window: Window, geometric: bool
     return F.zoom_normals(value, *window, geometric)
 
 
-#: Functions of (value, declaration, window, whether directions are to agree with depth): the enlarged window.
+#: Functions of (value, declaration, window, whether directions are to agree with depth) that enlarge the window.
 ZOOM: KindTable[Callable[[np.ndarray, dict, Window, bool], np.ndarray]] = KindTable(
     'mmrepmtl.datasets.transforms.geometric.ZOOM',
     dict(segmentation=_zoom_nearest, binary=_zoom_nearest, depth=_zoom_depth, normals=_zoom_normals),

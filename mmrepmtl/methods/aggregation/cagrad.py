@@ -71,7 +71,7 @@ class CAGrad(GramianAggregator):
 
 def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: float) -> Tensor:
     """The coefficients (S,) of the unit gradients in d - g_0; lengths in units of the largest gradient."""
-    products_S = cosines_SS @ mean_S  # of the unit gradients with g_0
+    products_S = cosines_SS @ mean_S  # inner products of the unit gradients with g_0
     square = float(mean_S @ products_S)
     if c == 0 or square <= ROUNDING**2:
         return torch.zeros_like(mean_S)
@@ -103,7 +103,7 @@ def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: fl
 
 
 def _value_at_radius(cosines_SS, norms_S, products_S, support_S: Tensor, radius: float) -> float:
-    """Where the nearest d with <g_t, d> = v, for the tasks of a support, has the given distance from g_0."""
+    """The v at which the nearest d with <g_t, d> = v, for the tasks of a support, has the given distance from g_0."""
     if not support_S.any():
         return -torch.inf
     right_S2 = torch.stack([1 / norms_S[support_S], products_S[support_S]], 1)

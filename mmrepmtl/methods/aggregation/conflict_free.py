@@ -42,5 +42,5 @@ class ConFIG(GramianAggregator):
         z_S = pseudo_solve(cosines_SS, torch.ones_like(norms_S))
         if z_S.abs().max() < ROUNDING**0.5:
             return torch.zeros_like(z_S)
-        products_S = cosines_SS @ z_S  # of the unit gradients with a direction of squared length z^T C z
+        products_S = cosines_SS @ z_S  # those of the unit gradients with a direction of squared length z^T C z
         return z_S * (products_S @ norms_S) / (z_S @ products_S) / norms_S

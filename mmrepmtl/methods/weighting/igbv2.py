@@ -89,9 +89,9 @@ class IGBv2(EpochWeighting):
         self.generator = torch.Generator().manual_seed(seed)
         self.agent: SoftActorCritic | None = None
         self.total_steps = 0
-        self.action_T: Tensor | None = None  # of an unfinished step
+        self.action_T: Tensor | None = None  # that of an unfinished step
         self._undrawn: Tensor | None = None  # the generator's state before that was drawn
-        self.previous_T: Tensor | None = None  # of the step before, as applied
+        self.previous_T: Tensor | None = None  # that of the step before, as applied
 
     def setup(self, num_tasks: int) -> None:
         """Makes the buffers and the agent. Idempotent."""
@@ -128,7 +128,7 @@ class IGBv2(EpochWeighting):
         return self.agent.act(self._state(losses_T))
 
     def _state(self, losses_T: Tensor) -> Tensor:
-        """What the agent sees, (T,) float32 on the CPU; NaN losses are not known."""
+        """The agent's observation, (T,) float32 on the CPU; NaN losses are not known."""
         return (losses_T / self.base_T).nan_to_num(nan=1.0).float().cpu()
 
     def close_step(self, means_T: Tensor, seen_T: Tensor) -> None:
