@@ -193,7 +193,7 @@ def _member(name: str, value) -> _Member:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SeparateOptimizers:
-    """Builds a :class:`MultiTaskOptimWrapperDict` from a config: which parameters each optimizer has, and its settings.
+    """Builds a :class:`MultiTaskOptimWrapperDict` from a config: the parameters and settings of each optimizer::
 
         optim_wrapper = dict(
             type='MultiTaskOptimWrapper',
