@@ -1,4 +1,4 @@
-"""What the tables of docs/methods.md say about a method beside what its class declares for the trainer."""
+"""Facts about a method for the tables of docs/methods.md, beside what its class declares for the trainer."""
 
 from typing import NamedTuple
 
