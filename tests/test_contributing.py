@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows, run as a repository of a user's own; the kind of target is in test_new_kind.py."""
+"""The examples of CONTRIBUTING.md, run as a repository of a user's own; the kind of target is in test_new_kind.py."""
 
 import copy
 import importlib

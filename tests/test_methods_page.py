@@ -63,7 +63,7 @@ class Method:
 
 @pytest.fixture(params=NAMES)
 def name(request) -> str:
-    """Each overlay that the page has a row for; those that it has none for are named by the test of the rows."""
+    """The name of each overlay; one without a row fails."""
     if request.param not in WHAT or request.param not in HOW:
         pytest.fail(f'docs/methods.md has no row for {request.param}')
     return request.param

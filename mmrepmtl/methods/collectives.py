@@ -1,4 +1,4 @@
-"""Sums over processes, and exact float32 products, for the regularisers. No collective runs in a backward.
+"""The parts of torch.distributed that the methods use, and exact float32 products. No collective runs in a backward.
 
 Dimensions: R ranks, K values, N numbers of each rank.
 """

@@ -1,4 +1,4 @@
-"""What every gradient aggregator promises, as checks of one that is named by its class."""
+"""The promises of every gradient aggregator, as checks of one that is named by its class."""
 
 import io
 

@@ -85,7 +85,7 @@ def project_on_polyhedron(vector_P: Tensor, gradients_TP: Tensor, values_T: Tens
 
 
 def relative_error(got: Tensor, want: Tensor, scale: Tensor | float = 0.0) -> float:
-    """Of the whole vector; ``scale`` is the size to compare with where ``want`` may be zero."""
+    """Compares whole vectors; ``scale`` is the size to compare with where ``want`` may be zero."""
     return float((got - want).norm() / max(float(want.norm()), float(scale), 1e-300))
 
 

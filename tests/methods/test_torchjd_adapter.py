@@ -20,7 +20,7 @@ from tests.methods import aggregator_properties as properties
 
 torchjd = pytest.importorskip('torchjd.aggregation', reason='torchjd is not installed')
 
-#: What a weighting cannot do without.
+#: Arguments that a weighting cannot do without.
 ARGUMENTS = dict(CAGradWeighting=dict(c=0.4), FairGradWeighting=dict(alpha=2.0), KrumWeighting=dict(n_byzantine=1))
 STATEFUL = ['GradVacWeighting', 'PCDWeighting']
 STATELESS = [
@@ -101,7 +101,7 @@ def by_class(kind):
     ],
 )
 def test_tasks_far_apart(name, settings, ours, scale):
-    """Of the weightings whose solver allows it: at most 1e-4 from solutions that are tested against enumeration."""
+    """Holds for weightings whose solver allows it: at most 1e-4 from solutions that are tested against enumeration."""
     grads = rows(3) * scale * torch.tensor([1.0, 1e-2, 1e-4], dtype=torch.float64)[:, None]
     try:
         adapter = TorchJD(name, **settings)

@@ -65,7 +65,7 @@ def series(num_steps, num_tasks=3, seed=0):
 
 
 def train_step(weighting, step, micro_batches, labelled=None, epoch=3):
-    """What the trainer does in one step; the learned weights are moved by the sign of their gradient.
+    """Does what the trainer does in one step; the learned weights are moved by the sign of their gradient.
 
     Returns the weights in each micro-batch.
     """

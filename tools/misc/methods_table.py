@@ -48,7 +48,7 @@ class Method:
 
     @property
     def parts(self) -> list:
-        """The parts of the method: the weighting too, unless it is the plain sum beside an aggregator."""
+        """The weighting and the aggregator, without a plain sum beside an aggregator."""
         plain = self.aggregator is not None and type(self.weighting).__name__ == 'EqualWeighting'
         return [part for part in ([] if plain else [self.weighting]) + [self.aggregator] if part is not None]
 

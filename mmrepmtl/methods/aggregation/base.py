@@ -43,7 +43,7 @@ class Aggregator(nn.Module):
     #: ``'own'``: takes log losses itself or needs positive ones, so that a second log transform is refused.
     loss_transform: Literal['any', 'own'] = 'any'
 
-    #: The value of :attr:`weight_heads` if the config has none.
+    #: The value of :attr:`weight_heads` where the config gives none.
     weights_heads_by_default: bool = False
 
     #: Whether the result is a weighted sum of the rows, with the weights returned.
@@ -59,7 +59,7 @@ class Aggregator(nn.Module):
     #: is an optimizer), which must not pass through the run's optimizer again.
     returns: Literal['gradient', 'update'] = 'gradient'
 
-    #: Facts about the method for the tables of docs/methods.md; None for a method that is in no table.
+    #: Cells of the tables in docs/methods.md; None for a method that is in no table.
     facts: Facts | None = None
 
     #: Names of the tasks, for errors; the trainer sets them.

@@ -103,7 +103,7 @@ def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: fl
 
 
 def _value_at_radius(cosines_SS, norms_S, products_S, support_S: Tensor, radius: float) -> float:
-    """The v at which the nearest d with <g_t, d> = v, for the tasks of a support, has the given distance from g_0."""
+    """The value v at which the nearest d with <g_t, d> = v, for the tasks of a support, is at a distance from g_0."""
     if not support_S.any():
         return -torch.inf
     right_S2 = torch.stack([1 / norms_S[support_S], products_S[support_S]], 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 #: Squared norms of combinations of unit gradients, and eigenvalues of their cosines, that are rounding below this.
 ROUNDING = 1e-12
 
-#: The rounding of a sum of products of numbers of order one.
+#: Rounding of a sum of products of numbers of order one.
 NOISE = 1e-13
 
 

@@ -1,4 +1,4 @@
-"""Shared by the aggregators that need full gradients: state shaped by the first call, sums in pieces of columns.
+"""The common parts of aggregators that need full gradients: state shaped by the first call, and sums in pieces.
 
 The rule of memory for all of them: ``gradients_TP`` belongs to the caller and is only read; state is updated in place;
 beside it there is one (P,) result, and every other temporary covers :data:`COLUMNS` columns at most, few enough for a

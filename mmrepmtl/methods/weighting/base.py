@@ -31,7 +31,7 @@ class Weighting(nn.Module):
     #: Whether :meth:`end_epoch` is to be called between epochs.
     per_epoch: bool = False
 
-    #: Facts about the method for the tables of docs/methods.md; None for a method that is in no table.
+    #: Cells of the tables in docs/methods.md; None for a method that is in no table.
     facts: Facts | None = None
 
     #: Names of the tasks, for errors; the trainer sets them.

@@ -1,4 +1,4 @@
-"""Parts shared by the loss weightings: checks of the losses, and state with one entry per task.
+"""The common parts of the loss weightings: checks of the losses, and state with one entry per task.
 
 Dimensions: T tasks.
 """

@@ -128,7 +128,7 @@ class IGBv2(EpochWeighting):
         return self.agent.act(self._state(losses_T))
 
     def _state(self, losses_T: Tensor) -> Tensor:
-        """The agent's observation, (T,) float32 on the CPU; NaN losses are not known."""
+        """The state that the agent sees, (T,) float32 on the CPU; NaN losses are not known."""
         return (losses_T / self.base_T).nan_to_num(nan=1.0).float().cpu()
 
     def close_step(self, means_T: Tensor, seen_T: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Base of the weightings that learn a number per task. Dimensions: T tasks."""
+"""The base of weightings that learn a number per task. Dimensions: T tasks."""
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
