@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmrepmtl.engine.hooks.checkpoint import name_last
+from mmrepmtl.engine.hooks.resume import seed_sentence
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
 from mmrepmtl.engine.last_checkpoint import (
     LAST_CHECKPOINT,
@@ -30,13 +31,15 @@ LISTED = 5
 
 
 def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
-    """Finds the checkpoint that a run starts from and protects the files of others; changes ``cfg.load_from``.
+    """Finds the checkpoint that a run starts from and protects the files of others; changes ``cfg``.
 
     * ``cfg.resume`` with ``cfg.load_from``: that file, which must hold a whole state.
     * ``cfg.resume`` alone: the checkpoint that ``last_checkpoint`` names, in the run's own folder, wherever that was
       copied or moved to. Where the name or the file is no good, the newest whole checkpoint. A folder without any
       checkpoint starts a new run.
     * Otherwise a new run.
+
+    A run that goes on has the seed of its checkpoint: its data loader is built with it.
 
     Files of an earlier run that this one would overwrite go to a folder ``previous_TIME`` beside them.
 
@@ -60,15 +63,29 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
             load_checkpoint(start, trust=trust_checkpoint)
         return _set_aside(cfg, [*run_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
     if start is not None:
-        check_complete(load_checkpoint(start, trust=trust_checkpoint), start)
-        return _go_on_from(cfg, Path(start), trust_checkpoint)
+        checkpoint = load_checkpoint(start, trust=trust_checkpoint)
+        check_complete(checkpoint, start)
+        return _take_over(cfg, checkpoint) + _go_on_from(cfg, Path(start), trust_checkpoint)
     notes: list[str] = []
     found = find_checkpoint(cfg, trust_checkpoint, notes)
     if found is not None:
         cfg.load_from = str(found)
-        return notes
+        return notes + _take_over(cfg, load_checkpoint(found, trust=trust_checkpoint))
     notes.append(f'--resume: there is no checkpoint in {cfg.work_dir}, so the run starts anew')
     return notes + _set_aside(cfg, _results(cfg), 'it left no checkpoint')
+
+
+def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:
+    """Puts into the config what a run has drawn for itself, which objects take when they are built."""
+    old, new = (cfg.get('randomness') or {}).get('seed'), checkpoint['meta'].get('seed')
+    if isinstance(new, bool) or not isinstance(new, int) or old == new:
+        return []
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=new)
+    for part in ('weighting', 'aggregator'):
+        method = (cfg.get('optim_wrapper') or {}).get(part)
+        if old is not None and isinstance(method, Mapping) and method.get('seed') == old:
+            method['seed'] = new  # load_config had given it the run's
+    return [seed_sentence(old, new)]
 
 
 def _results(cfg: Config) -> list[Path]:

@@ -16,6 +16,7 @@ from mmrepmtl.apis.resume import find_checkpoint, prepare_start
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
+from mmrepmtl.engine.hooks.resume import ResumeHook
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
 from mmrepmtl.registry import HOOKS
@@ -48,6 +49,9 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
             raise
         watch_ranks(cfg)
         register_run_hooks(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, ResumeHook):
+                hook.seed_is_taken = True
         for note in notes:
             runner.logger.warning(note)
         runner.train()

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -275,6 +276,34 @@ def test_damaged_constants_are_computed_again(tmp_path, content, capsys):
     assert _read_constants(file) is None and 'constants.json is damaged' in capsys.readouterr().out
     file.write_text('{"source": "x", "metrics": {"a/rmse": 1.0}}')
     assert _read_constants(file)['metrics'] == {'a/rmse': 1.0}
+
+
+@pytest.mark.parametrize('named', [False, True])
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_run_without_a_seed_goes_on_with_the_one_that_it_drew(tmp_path, by_epoch, named, capsys):
+    checkpoint = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
+    first, last = (1, 3) if by_epoch else (4, 12)
+    np.random.seed(1)
+    train(quick_config(tmp_path / 'whole', by_epoch, randomness__seed=None))
+    (tmp_path / 'cut').mkdir()
+    shutil.copy(tmp_path / 'whole' / checkpoint.format(first), tmp_path / 'cut')
+    np.random.seed(2)  # another process: it draws another seed
+    start = dict(load_from=str(tmp_path / 'cut' / checkpoint.format(first))) if named else {}
+    capsys.readouterr()
+    train(quick_config(tmp_path / 'cut', by_epoch, randomness__seed=None, resume=True, **start))
+    whole, cut = (torch.load(tmp_path / run / checkpoint.format(last), weights_only=False) for run in ('whole', 'cut'))
+    assert same(whole['state_dict'], cut['state_dict'])
+    seed = whole['meta']['seed']
+    assert f"seed is not set now and was {seed}; the checkpoint's goes on" in capsys.readouterr().out
+    assert f'randomness = dict(seed={seed})' in next((tmp_path / 'cut').glob('*.py')).read_text()
+
+
+def test_another_seed_of_a_method_gives_way_too(cut):
+    method = dict(type='PCGrad', seed=8)
+    wrapper = dict(type='MultiTaskOptimWrapper', aggregator=method)
+    cfg = quick_config(cut, resume=True, randomness__seed=8, optim_wrapper=wrapper)
+    assert "seed is 8 now and was 3; the checkpoint's goes on" in prepare_start(cfg)
+    assert (cfg.randomness.seed, cfg.optim_wrapper.aggregator.seed) == (3, 3)
 
 
 @pytest.mark.parametrize('damage', ['copied', 'lost', 'truncated'])
