@@ -14,6 +14,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
+from mmrepmtl.apis.resume import NEW_RUN_FROM
 from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
 from mmrepmtl.engine.rank_watch import start_watch, stop_watch
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
@@ -108,6 +109,8 @@ def load_config(
     name = '_'.join(part for part in (path.stem, method, regularizer and f'with-{regularizer}') if part)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if resume:
+        if cfg.get('load_from') and not cfg.get('resume'):
+            cfg[NEW_RUN_FROM] = cfg.load_from
         cfg.resume = True
         cfg.load_from = resume if isinstance(resume, str) else None
         if isinstance(resume, str) and not Path(resume).is_file():

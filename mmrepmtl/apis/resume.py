@@ -28,6 +28,8 @@ from mmrepmtl.utils.folders import check_writable
 RESULTS = (BEST_CHECKPOINT, HISTORY_FILE, 'metrics.json', 'test_metrics.json', 'progress.json')
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LISTED = 5
+NEW_RUN_FROM = 'load_from_of_a_new_run'
+"""Key of a config that resumes: the weights that the run starts from where there is no checkpoint yet."""
 
 
 def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
@@ -36,7 +38,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
     * ``cfg.resume`` with ``cfg.load_from``: that file, which must hold a whole state.
     * ``cfg.resume`` alone: the checkpoint that ``last_checkpoint`` names, in the run's own folder, wherever that was
       copied or moved to. Where the name or the file is no good, the newest whole checkpoint. A folder without any
-      checkpoint starts a new run.
+      checkpoint starts a new run, from the weights that the config names.
     * Otherwise a new run.
 
     A run that goes on has the seed of its checkpoint: its data loader is built with it.
@@ -59,8 +61,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         sweep_temporary(folder)
     start = cfg.get('load_from')
     if not cfg.get('resume'):
-        if start is not None and '://' not in str(start):
-            load_checkpoint(start, trust=trust_checkpoint)
+        _check_weights(start, trust_checkpoint)
         return _set_aside(cfg, [*run_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
     if start is not None:
         checkpoint = load_checkpoint(start, trust=trust_checkpoint)
@@ -71,8 +72,16 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
     if found is not None:
         cfg.load_from = str(found)
         return notes + _take_over(cfg, load_checkpoint(found, trust=trust_checkpoint))
-    notes.append(f'--resume: there is no checkpoint in {cfg.work_dir}, so the run starts anew')
+    cfg.resume, cfg.load_from = False, cfg.get(NEW_RUN_FROM)
+    _check_weights(cfg.load_from, trust_checkpoint)
+    weights = f' from the weights of {cfg.load_from}' if cfg.load_from else ''
+    notes.append(f'--resume: there is no checkpoint in {cfg.work_dir}, so the run starts anew{weights}')
     return notes + _set_aside(cfg, _results(cfg), 'it left no checkpoint')
+
+
+def _check_weights(start: str | None, trust: bool) -> None:
+    if start is not None and '://' not in str(start):
+        load_checkpoint(start, trust=trust)
 
 
 def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:

@@ -12,9 +12,10 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmrepmtl.apis import train
+from mmrepmtl.apis import load_config, train
 from mmrepmtl.apis.evaluate import _read_constants
 from mmrepmtl.apis.resume import find_checkpoint, prepare_start
+from mmrepmtl.apis.train import single_task_config
 from mmrepmtl.registry import HOOKS
 from tests.engine.quick import quick_config, same, weights
 
@@ -187,6 +188,38 @@ def test_an_empty_folder_starts_anew_and_says_so(tmp_path, runs, capsys):
     train(quick_config(tmp_path / 'new', resume=True))
     assert f'there is no checkpoint in {tmp_path / "new"}, so the run starts anew' in capsys.readouterr().out
     assert equal_to_whole(tmp_path / 'new', runs)
+
+
+def dumped(cfg, file):
+    """A config file, and the config that the command line makes of it with ``--resume``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cfg.dump(str(file))
+    return load_config(file, work_dir=cfg.work_dir, resume=True)
+
+
+def test_an_empty_folder_starts_from_the_weights_of_the_config_as_without_resume(tmp_path, runs, capsys):
+    start, short = str(runs / 'whole/epoch_3.pth'), dict(train_cfg__max_epochs=1)
+    train(quick_config(tmp_path / 'a', load_from=start, **short))
+    cfg = dumped(quick_config(tmp_path / 'b', load_from=start, **short), tmp_path / 'configs/b.py')
+    train(cfg)
+    assert f'so the run starts anew from the weights of {start}' in capsys.readouterr().out
+    assert cfg.load_from == start and not cfg.resume
+    first = weights(tmp_path / 'a/epoch_1.pth')
+    assert same(first, weights(tmp_path / 'b/epoch_1.pth')) and not same(first, weights(runs / 'whole/epoch_1.pth'))
+    # Once there is a checkpoint, the run goes on from that; the file that it has written says so, too.
+    for file in (tmp_path / 'configs/b.py', next((tmp_path / 'b').glob('*.py'))):
+        cfg = load_config(file, work_dir=str(tmp_path / 'b'), resume=True)
+        prepare_start(cfg)
+        assert cfg.load_from == str(tmp_path / 'b/epoch_1.pth') and cfg.resume
+
+
+def test_tasks_that_are_trained_alone_start_from_the_weights_of_the_config(tmp_path, runs):
+    start = str(runs / 'whole/epoch_3.pth')
+    options = dict(load_from=start, model__heads=dict(a={}, b={}), val_evaluator=[dict(type='QuickMetric', task='a')])
+    cfg = dumped(quick_config(tmp_path / 'stl', **options), tmp_path / 'stl.py')
+    alone = single_task_config(cfg, 'a')
+    prepare_start(alone)
+    assert alone.load_from == start and not alone.resume
 
 
 def test_a_run_that_left_results_but_no_checkpoint_keeps_them(tmp_path):
