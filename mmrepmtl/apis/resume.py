@@ -106,7 +106,7 @@ def _results(cfg: Config) -> list[Path]:
 
 def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     """Keeps what another run, or this one after ``start``, has left where the run will write."""
-    if not _is_first(cfg):  # which moves what this would read
+    if not is_first(cfg):  # which moves what this would read
         return []
     others = [path for path in run_checkpoints(cfg) if path.resolve() != start.resolve()]
     if start.resolve().parent not in [folder.resolve() for folder in checkpoint_folders(cfg)]:
@@ -124,7 +124,7 @@ def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
 
 def _set_aside(cfg: Config, files: list[Path], reason: str) -> list[str]:
     """Moves files into ``previous_TIME``; those that the config starts from keep their names as well."""
-    if not files or not _is_first(cfg):
+    if not files or not is_first(cfg):
         return []
     needed = {os.path.realpath(text) for text in _strings(cfg.to_dict()) if os.sep in text or '.' in text}
     notes = []
@@ -164,6 +164,6 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _is_first(cfg: Config) -> bool:
+def is_first(cfg: Config) -> bool:
     """Whether this is the first process; the group of processes may not be there yet."""
     return int(os.environ.get(RANKS.get(cfg.get('launcher') or 'none', ''), 0)) == 0

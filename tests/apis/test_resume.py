@@ -172,6 +172,29 @@ def test_a_copied_or_moved_run_goes_on_from_its_own_checkpoints(runs, tmp_path, 
     assert not (tmp_path / 'old/epoch_3.pth').exists()
 
 
+@pytest.mark.parametrize('last', [True, False])
+def test_a_moved_run_goes_on_in_its_folder_whatever_its_own_config_says(runs, cut, tmp_path, capsys, last):
+    (config,) = cut.glob('*.py')
+    if not last:
+        (cut / 'last_checkpoint').unlink()
+    before = {path.name: path.read_bytes() for path in (runs / 'cut').iterdir() if path.is_file()}
+    old = load_config(config).work_dir
+    assert old == str(runs / 'cut') and capsys.readouterr().err == ''
+    cfg = load_config(config, resume=True)
+    assert f'says work_dir={old}, ' in (said := capsys.readouterr().err) and f'it goes on in {cut};' in said
+    cfg.experiment_name += f'_moved_{last}'
+    cfg.custom_hooks.pop()  # the one that ends the run
+    train(cfg)
+    assert equal_to_whole(cut, runs)
+    assert {path.name: path.read_bytes() for path in (runs / 'cut').iterdir() if path.is_file()} == before
+    # Not where the command line says otherwise, and not for a config that no run has left there.
+    assert load_config(config, work_dir=str(tmp_path / 'x'), resume=True).work_dir == str(tmp_path / 'x')
+    options = {'work_dir': str(tmp_path / 'y')}
+    assert load_config(config, resume=True, cfg_options=options).work_dir == str(tmp_path / 'y')
+    assert load_config(shutil.copy(runs / 'cut' / config.name, tmp_path), resume=True).work_dir == old
+    assert 'goes on in' not in capsys.readouterr().err
+
+
 def test_a_folder_of_checkpoints_of_its_own_is_found_moves_too(tmp_path, runs):
     options = dict(default_hooks__checkpoint__out_dir=str(tmp_path / 'out'))
     cfg = quick_config(tmp_path / 'run', **options)
