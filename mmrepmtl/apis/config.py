@@ -69,8 +69,8 @@ def load_config(
     Args:
         path: The config file, or the name of a config of this package, see :func:`find_config`.
         method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
-        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser). A run that
-            is resumed from a config among its checkpoints stays in that folder.
+        work_dir: Where the run writes; None: ``work_dirs/CONFIG`` (with the names of method and regulariser). A run
+            that is resumed by a config among its checkpoints stays in that folder.
         resume: True: from the last checkpoint in the work directory; a path: from that.
         precision: 'fp32', 'bf16' or 'fp16'.
         seed: Of the run, and of the random numbers that its method draws.

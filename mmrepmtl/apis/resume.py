@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
       checkpoint starts a new run, from the weights that the config names.
     * Otherwise a new run.
 
-    A run that goes on has the seed of its checkpoint: its data loader is built with it.
+    A run that goes on has the seed of its checkpoint, which its data loader is built with, and the order of its heads.
 
     Files of an earlier run that this one would overwrite go to a folder ``previous_TIME`` beside them.
 
@@ -85,8 +85,12 @@ def _check_weights(start: str | None, trust: bool) -> None:
 
 
 def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:
-    """Puts into the config what a run has drawn for itself, which objects take when they are built."""
-    old, new = (cfg.get('randomness') or {}).get('seed'), checkpoint['meta'].get('seed')
+    """Puts into the config what objects must be built with to go on: the run's seed, the order of its tasks."""
+    return _take_seed(cfg, checkpoint['meta'].get('seed')) + _take_order(cfg, checkpoint)
+
+
+def _take_seed(cfg: Config, new: Any) -> list[str]:
+    old = (cfg.get('randomness') or {}).get('seed')
     if isinstance(new, bool) or not isinstance(new, int) or old == new:
         return []
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=new)
@@ -95,6 +99,28 @@ def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:
         if old is not None and isinstance(method, Mapping) and method.get('seed') == old:
             method['seed'] = new  # load_config had given it the run's
     return [seed_sentence(old, new)]
+
+
+def _take_order(cfg: Config, checkpoint: Mapping) -> list[str]:
+    """A config that mmengine has written is sorted: heads in another order would get the optimizer state of others."""
+    notes = []
+    heads, wrapper = (cfg.get('model') or {}).get('heads'), cfg.get('optim_wrapper') or {}
+    places = [str(key).removeprefix('module.').split('.') for key in checkpoint['state_dict']]
+    order = list(dict.fromkeys(place[1] for place in places if place[0] == 'heads' and len(place) > 2))
+    if isinstance(heads, Mapping) and _is_other_order(heads, order):
+        notes.append(f"model.heads has the order {list(heads)} now and had {order}; the checkpoint's goes on")
+        cfg.model.heads = {name: dict.__getitem__(heads, name) for name in order}
+    method = checkpoint['optimizer'].get('multi_task')
+    order = method.get('tasks') if isinstance(method, Mapping) else None
+    tasks = wrapper.get('tasks')
+    if isinstance(tasks, list | tuple) and isinstance(order, list) and _is_other_order(tasks, order):
+        notes.append(f"optim_wrapper.tasks is {list(tasks)} now and was {order}; the checkpoint's goes on")
+        wrapper['tasks'] = order
+    return notes
+
+
+def _is_other_order(names: Collection, order: list) -> bool:
+    return list(names) != order and sorted(map(str, names)) == sorted(map(str, order))
 
 
 def _results(cfg: Config) -> list[Path]:

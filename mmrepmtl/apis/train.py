@@ -11,6 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
+from mmrepmtl.apis.config_writer import rewrite_config
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.apis.resume import find_checkpoint, prepare_start
 from mmrepmtl.apis.run_hooks import register_run_hooks
@@ -47,6 +48,8 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         except Exception:
             print(*notes, sep='\n', file=sys.stderr)
             raise
+        if is_main_process():
+            rewrite_config(runner)
         watch_ranks(cfg)
         register_run_hooks(runner)
         for hook in runner.hooks:

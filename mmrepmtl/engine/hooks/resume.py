@@ -18,7 +18,7 @@ from mmrepmtl.engine.last_checkpoint import find_checkpoint
 from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop, use_seed
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.engine.resumable import check_complete, check_fits
-from mmrepmtl.engine.run_settings import SETTINGS, compare_settings, run_settings
+from mmrepmtl.engine.run_settings import SETTINGS, check_order, compare_settings, run_settings
 from mmrepmtl.engine.window import load_window_state, window_state
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
@@ -36,6 +36,7 @@ def _check_checkpoint(runner, checkpoint: dict) -> None:
     checkpoint['meta'].pop('config', None)
     sentences = compare_settings(runner, checkpoint, name)
     check_fits(runner, checkpoint, name)
+    check_order(runner, checkpoint, name)
     for sentence in sentences:
         runner.logger.warning(f'ResumeHook: {sentence}')
 
