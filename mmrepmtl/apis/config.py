@@ -4,6 +4,7 @@ import gc
 import inspect
 import json
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
+from mmrepmtl.apis.resume import NEW_RUN_FROM, is_first
 from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
+from mmrepmtl.engine.last_checkpoint import run_checkpoints
 from mmrepmtl.engine.rank_watch import start_watch, stop_watch
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type, plain_data, type_name
@@ -66,7 +69,8 @@ def load_config(
     Args:
         path: The config file, or the name of a config of this package, see :func:`find_config`.
         method: Overlay of ``configs/_base_/methods/METHOD.py``: replaces what the config says of the method.
-        work_dir: The run's folder; None: ``work_dirs/CONFIG`` (with the names of method and regulariser).
+        work_dir: The run's folder; None: ``work_dirs/CONFIG`` (with the names of method and regulariser). A run that is
+            resumed by a config among its checkpoints stays in that folder.
         resume: True: from the last checkpoint in the work directory; a path: from that.
         precision: 'fp32', 'bf16' or 'fp16'.
         seed: The seed of the run, and of the random numbers that its method draws.
@@ -106,8 +110,13 @@ def load_config(
         cfg.merge_from_dict(dict(cfg_options))
     _seed_methods(cfg)
     name = '_'.join(part for part in (path.stem, method, regularizer and f'with-{regularizer}') if part)
+    said = work_dir or (cfg_options or {}).get('work_dir')
+    if resume and not said and cfg.get('work_dir'):
+        _stay_with_config(cfg, path)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if resume:
+        if cfg.get('load_from') and not cfg.get('resume'):
+            cfg[NEW_RUN_FROM] = cfg.load_from
         cfg.resume = True
         cfg.load_from = resume if isinstance(resume, str) else None
         if isinstance(resume, str) and not Path(resume).is_file():
@@ -115,6 +124,21 @@ def load_config(
     if force_resume:
         cfg.optim_wrapper.force_resume = True
     return cfg
+
+
+def _stay_with_config(cfg: Config, path: Path) -> None:
+    """Has a run that was copied or moved with its own config go on in its folder: the config names the old one."""
+    folder, there = path.resolve().parent, cfg.work_dir
+    if os.path.realpath(there) == str(folder):
+        return
+    if run_checkpoints(Config(dict(cfg.to_dict(), work_dir=str(folder)))):
+        cfg.work_dir = str(folder)
+        if is_first(cfg):
+            print(
+                f'--resume: {path} says work_dir={there}, but lies in a folder with checkpoints: the run was copied or '
+                f'moved, so it goes on in {folder}; give --work-dir to choose another',
+                file=sys.stderr,
+            )
 
 
 def _set_data_root(cfg: Config, data_root: str) -> None:

@@ -3,12 +3,13 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from mmrepmtl.engine.hooks.resume import seed_sentence
 from mmrepmtl.engine.hooks.saving import name_last
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
 from mmrepmtl.engine.last_checkpoint import (
@@ -27,16 +28,20 @@ from mmrepmtl.utils.folders import check_writable
 RESULTS = (BEST_CHECKPOINT, HISTORY_FILE, 'metrics.json', 'test_metrics.json', 'progress.json')
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 LISTED = 5
+NEW_RUN_FROM = 'load_from_of_a_new_run'
+"""Key of a config that resumes: the weights that the run starts from where there is no checkpoint yet."""
 
 
 def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
-    """Finds the checkpoint that a run starts from and protects the files of others; changes ``cfg.load_from``.
+    """Finds the checkpoint that a run starts from and protects the files of others; changes ``cfg``.
 
     * ``cfg.resume`` with ``cfg.load_from``: that file, which must hold a whole state.
     * ``cfg.resume`` alone: the checkpoint that ``last_checkpoint`` names, in the run's own folder, wherever that was
       copied or moved to. If the name or the file is no good, the newest whole checkpoint. A folder without any
-      checkpoint starts a new run.
+      checkpoint starts a new run, from the weights that the config names.
     * Otherwise a new run.
+
+    A run that goes on has the seed of its checkpoint, which its data loader is built with, and the order of its heads.
 
     Files of an earlier run that this one would overwrite go to a folder ``previous_TIME`` beside them.
 
@@ -56,19 +61,66 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         sweep_temporary(folder)
     start = cfg.get('load_from')
     if not cfg.get('resume'):
-        if start is not None and '://' not in str(start):
-            load_checkpoint(start, trust=trust_checkpoint)
+        _check_weights(start, trust_checkpoint)
         return _set_aside(cfg, [*run_checkpoints(cfg), *_results(cfg)], 'this run starts anew')
     if start is not None:
-        check_complete(load_checkpoint(start, trust=trust_checkpoint), start)
-        return _go_on_from(cfg, Path(start), trust_checkpoint)
+        checkpoint = load_checkpoint(start, trust=trust_checkpoint)
+        check_complete(checkpoint, start)
+        return _take_over(cfg, checkpoint) + _go_on_from(cfg, Path(start), trust_checkpoint)
     notes: list[str] = []
     found = find_checkpoint(cfg, trust_checkpoint, notes)
     if found is not None:
         cfg.load_from = str(found)
-        return notes
-    notes.append(f'--resume: there is no checkpoint in {cfg.work_dir}, so the run starts anew')
+        return notes + _take_over(cfg, load_checkpoint(found, trust=trust_checkpoint))
+    cfg.resume, cfg.load_from = False, cfg.get(NEW_RUN_FROM)
+    _check_weights(cfg.load_from, trust_checkpoint)
+    weights = f' from the weights of {cfg.load_from}' if cfg.load_from else ''
+    notes.append(f'--resume: there is no checkpoint in {cfg.work_dir}, so the run starts anew{weights}')
     return notes + _set_aside(cfg, _results(cfg), 'it left no checkpoint')
+
+
+def _check_weights(start: str | None, trust: bool) -> None:
+    if start is not None and '://' not in str(start):
+        load_checkpoint(start, trust=trust)
+
+
+def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:
+    """Puts into the config what objects must be built with to go on: the run's seed, the order of its tasks."""
+    return _take_seed(cfg, checkpoint['meta'].get('seed')) + _take_order(cfg, checkpoint)
+
+
+def _take_seed(cfg: Config, new: Any) -> list[str]:
+    old = (cfg.get('randomness') or {}).get('seed')
+    if isinstance(new, bool) or not isinstance(new, int) or old == new:
+        return []
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=new)
+    for part in ('weighting', 'aggregator'):
+        method = (cfg.get('optim_wrapper') or {}).get(part)
+        if old is not None and isinstance(method, Mapping) and method.get('seed') == old:
+            method['seed'] = new  # load_config had given it the run's
+    return [seed_sentence(old, new)]
+
+
+def _take_order(cfg: Config, checkpoint: Mapping) -> list[str]:
+    """A config that mmengine has written is sorted: heads in another order would get the optimizer state of others."""
+    notes = []
+    heads, wrapper = (cfg.get('model') or {}).get('heads'), cfg.get('optim_wrapper') or {}
+    places = [str(key).removeprefix('module.').split('.') for key in checkpoint['state_dict']]
+    order = list(dict.fromkeys(place[1] for place in places if place[0] == 'heads' and len(place) > 2))
+    if isinstance(heads, Mapping) and _is_other_order(heads, order):
+        notes.append(f"model.heads has the order {list(heads)} now and had {order}; the checkpoint's goes on")
+        cfg.model.heads = {name: dict.__getitem__(heads, name) for name in order}
+    method = checkpoint['optimizer'].get('multi_task')
+    order = method.get('tasks') if isinstance(method, Mapping) else None
+    tasks = wrapper.get('tasks')
+    if isinstance(tasks, list | tuple) and isinstance(order, list) and _is_other_order(tasks, order):
+        notes.append(f"optim_wrapper.tasks is {list(tasks)} now and was {order}; the checkpoint's goes on")
+        wrapper['tasks'] = order
+    return notes
+
+
+def _is_other_order(names: Collection, order: list) -> bool:
+    return list(names) != order and sorted(map(str, names)) == sorted(map(str, order))
 
 
 def _results(cfg: Config) -> list[Path]:
@@ -80,7 +132,7 @@ def _results(cfg: Config) -> list[Path]:
 
 def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     """Keeps what another run, or this one after ``start``, has left where the run will write."""
-    if not _is_first(cfg):  # which moves what this would read
+    if not is_first(cfg):  # which moves what this would read
         return []
     others = [path for path in run_checkpoints(cfg) if path.resolve() != start.resolve()]
     if start.resolve().parent not in [folder.resolve() for folder in checkpoint_folders(cfg)]:
@@ -98,7 +150,7 @@ def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
 
 def _set_aside(cfg: Config, files: list[Path], reason: str) -> list[str]:
     """Moves files into ``previous_TIME``; those that the config starts from keep their names as well."""
-    if not files or not _is_first(cfg):
+    if not files or not is_first(cfg):
         return []
     needed = {os.path.realpath(text) for text in _strings(cfg.to_dict()) if os.sep in text or '.' in text}
     notes = []
@@ -138,6 +190,6 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _is_first(cfg: Config) -> bool:
+def is_first(cfg: Config) -> bool:
     """Whether this is the first process; the group of processes may not be there yet."""
     return int(os.environ.get(RANKS.get(cfg.get('launcher') or 'none', ''), 0)) == 0

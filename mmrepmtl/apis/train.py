@@ -11,11 +11,13 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
+from mmrepmtl.apis.config_writer import rewrite_config
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
 from mmrepmtl.apis.run_hooks import register_run_hooks
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.apis.start import find_checkpoint, prepare_start
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
+from mmrepmtl.engine.hooks.resume import ResumeHook
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
 from mmrepmtl.registry import HOOKS
@@ -46,8 +48,13 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         except Exception:
             print(*notes, sep='\n', file=sys.stderr)
             raise
+        if is_main_process():
+            rewrite_config(runner)
         watch_ranks(cfg)
         register_run_hooks(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, ResumeHook):
+                hook.seed_is_taken = True
         for note in notes:
             runner.logger.warning(note)
         runner.train()

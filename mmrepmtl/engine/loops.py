@@ -247,6 +247,19 @@ def use_exact_loop(runner: Runner) -> None:
         runner._train_loop = kinds[type(loop)](loop)
 
 
+def use_seed(runner: Runner, seed: int) -> None:
+    """Gives a run another seed before a loop of mmengine's begins: its data loader is built a second time.
+
+    Samplers and workers keep the seed that they are built with. A data loader that the user has built is kept.
+    """
+    runner._randomness_cfg.update(seed=seed)
+    runner.set_randomness(**runner._randomness_cfg)
+    loop, loader = runner._train_loop, runner._train_dataloader
+    if type(loop) in (EpochBasedTrainLoop, IterBasedTrainLoop) and isinstance(loader, dict):
+        differs = runner._randomness_cfg.get('diff_rank_seed', False)
+        loop.dataloader = runner.build_dataloader(loader, seed=runner.seed, diff_rank_seed=differs)
+
+
 def put_checkpoints_last(runner: Runner) -> None:
     """Has checkpoints saved when every other hook has acted, whatever its priority.
 

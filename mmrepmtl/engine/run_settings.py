@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
@@ -15,6 +17,7 @@ from mmrepmtl.methods.collectives import num_processes
 SETTINGS = 'run_settings'
 """Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""
 
+PARAMETERS = 'parameters'
 SECTIONS = (
     'model',
     'train_dataloader',
@@ -65,6 +68,7 @@ def run_settings(runner) -> dict[str, Any]:
         seed=runner.seed,
         **_loader_facts(loader),
         **_optimizer_facts(runner.optim_wrapper),
+        **_parameter_names(runner),
     )
     sections = {key: runner.cfg.get(key) for key in SECTIONS}
     hooks = [hook for hook in runner.cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
@@ -108,6 +112,49 @@ def _optimizer_facts(wrapper) -> dict[str, Any]:
         facts[f'lr{end}'] = _once(group.get('initial_lr', group.get('lr')) for group in groups)
         facts[f'weight_decay{end}'] = _once(group.get('weight_decay') for group in groups)
     return facts
+
+
+def _parameter_names(runner) -> dict[str, list[str]]:
+    """The model's parameters in the order in which each optimizer counts them."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    wrapper = runner.optim_wrapper
+    wrappers = dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {'': wrapper}
+    return {
+        f'{PARAMETERS}.{key}' if key else PARAMETERS: [
+            names[id(parameter)]
+            for group in one.optimizer.param_groups
+            for parameter in group['params']
+            if id(parameter) in names  # else a method learns it
+        ]
+        for key, one in wrappers.items()
+    }
+
+
+def check_order(runner, checkpoint: Mapping, name: str) -> None:
+    """Refuses a checkpoint whose optimizer counts other parameters, or the same in another order.
+
+    Its state is a list: that of one head would go to another in silence, where their shapes are equal.
+
+    Args:
+        runner: Of the run that is to go on.
+        checkpoint: As it was loaded; an older one does not say the order.
+        name: How messages call the checkpoint.
+
+    Raises:
+        ValueError: Naming the first parameter that differs.
+    """
+    old = _stored_settings(checkpoint) or {}
+    for key, new in _parameter_names(runner).items():
+        there = old.get(key, new)
+        if there != new and isinstance(there, list):
+            pairs = zip_longest(new, there, fillvalue='none')
+            number, (now, then) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise ValueError(
+                f'{name} cannot be resumed by this config: parameter {number} of the optimizer is {now} now and was '
+                f'{then}, so its state would go to others. Put the parts of the model back in their order, or start '
+                'a new run from the weights with load_from'
+            )
 
 
 def _once(values) -> Any:
@@ -159,11 +206,8 @@ def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
         ValueError: If the run cannot go on: the progress of a loop over epochs means nothing to one over iterations,
             and the state of one optimizer nothing to another.
     """
-    try:
-        old = json.loads(checkpoint[SETTINGS])
-    except (KeyError, TypeError, ValueError):
-        old = None
-    if not isinstance(old, dict):
+    old = _stored_settings(checkpoint)
+    if old is None:
         return [f'{name} does not say what it was trained with, so the settings of this run are not compared with it']
     new = run_settings(runner)
     for key in sorted(new):
@@ -172,12 +216,24 @@ def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
                 f'{name} cannot be resumed by this config: {key} is {new[key]} now and was {old[key]}; put it back, or '
                 'start a new run from the weights with load_from'
             )
-    changed = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
+    changed = [
+        key
+        for key in dict.fromkeys([*new, *old])
+        if old.get(key) != new.get(key) and key.partition('.')[0] != PARAMETERS  # these, check_order compares
+    ]
     sentences = [f'{key} is {_short(new, key)} now and was {_short(old, key)}; {_effect(key)}' for key in changed]
     if len(sentences) > LISTED:
         rest = ', '.join(changed[LISTED:])
         sentences[LISTED:] = [f'{len(changed) - LISTED} more settings differ: {rest[:1000]}']
     return sentences
+
+
+def _stored_settings(checkpoint: Mapping) -> dict[str, Any] | None:
+    try:
+        settings = json.loads(checkpoint[SETTINGS])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def _short(settings: Mapping, key: str) -> str:

@@ -6,14 +6,16 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmrepmtl.apis import train
+from mmrepmtl.apis import load_config, train
 from mmrepmtl.apis.evaluate import _read_constants
 from mmrepmtl.apis.start import find_checkpoint, prepare_start
+from mmrepmtl.apis.train import single_task_config
 from mmrepmtl.registry import HOOKS
 from tests.engine.quick import quick_config, same, weights
 
@@ -170,6 +172,29 @@ def test_a_copied_or_moved_run_goes_on_from_its_own_checkpoints(runs, tmp_path, 
     assert not (tmp_path / 'old/epoch_3.pth').exists()
 
 
+@pytest.mark.parametrize('last', [True, False])
+def test_a_moved_run_goes_on_in_its_folder_whatever_its_own_config_says(runs, cut, tmp_path, capsys, last):
+    (config,) = cut.glob('*.py')
+    if not last:
+        (cut / 'last_checkpoint').unlink()
+    before = {path.name: path.read_bytes() for path in (runs / 'cut').iterdir() if path.is_file()}
+    old = load_config(config).work_dir
+    assert old == str(runs / 'cut') and capsys.readouterr().err == ''
+    cfg = load_config(config, resume=True)
+    assert f'says work_dir={old}, ' in (said := capsys.readouterr().err) and f'it goes on in {cut};' in said
+    cfg.experiment_name += f'_moved_{last}'
+    cfg.custom_hooks.pop()  # the one that ends the run
+    train(cfg)
+    assert equal_to_whole(cut, runs)
+    assert {path.name: path.read_bytes() for path in (runs / 'cut').iterdir() if path.is_file()} == before
+    # Not where the command line says otherwise, and not for a config that no run has left there.
+    assert load_config(config, work_dir=str(tmp_path / 'x'), resume=True).work_dir == str(tmp_path / 'x')
+    options = {'work_dir': str(tmp_path / 'y')}
+    assert load_config(config, resume=True, cfg_options=options).work_dir == str(tmp_path / 'y')
+    assert load_config(shutil.copy(runs / 'cut' / config.name, tmp_path), resume=True).work_dir == old
+    assert 'goes on in' not in capsys.readouterr().err
+
+
 def test_a_folder_of_checkpoints_of_its_own_is_found_moves_too(tmp_path, runs):
     options = dict(default_hooks__checkpoint__out_dir=str(tmp_path / 'out'))
     cfg = quick_config(tmp_path / 'run', **options)
@@ -186,6 +211,38 @@ def test_an_empty_folder_starts_anew_and_says_so(tmp_path, runs, capsys):
     train(quick_config(tmp_path / 'new', resume=True))
     assert f'there is no checkpoint in {tmp_path / "new"}, so the run starts anew' in capsys.readouterr().out
     assert equal_to_whole(tmp_path / 'new', runs)
+
+
+def dumped(cfg, file):
+    """A config file, and the config that the command line makes of it with ``--resume``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cfg.dump(str(file))
+    return load_config(file, work_dir=cfg.work_dir, resume=True)
+
+
+def test_an_empty_folder_starts_from_the_weights_of_the_config_as_without_resume(tmp_path, runs, capsys):
+    start, short = str(runs / 'whole/epoch_3.pth'), dict(train_cfg__max_epochs=1)
+    train(quick_config(tmp_path / 'a', load_from=start, **short))
+    cfg = dumped(quick_config(tmp_path / 'b', load_from=start, **short), tmp_path / 'configs/b.py')
+    train(cfg)
+    assert f'so the run starts anew from the weights of {start}' in capsys.readouterr().out
+    assert cfg.load_from == start and not cfg.resume
+    first = weights(tmp_path / 'a/epoch_1.pth')
+    assert same(first, weights(tmp_path / 'b/epoch_1.pth')) and not same(first, weights(runs / 'whole/epoch_1.pth'))
+    # Once there is a checkpoint, the run goes on from that; the file that it has written says so, too.
+    for file in (tmp_path / 'configs/b.py', next((tmp_path / 'b').glob('*.py'))):
+        cfg = load_config(file, work_dir=str(tmp_path / 'b'), resume=True)
+        prepare_start(cfg)
+        assert cfg.load_from == str(tmp_path / 'b/epoch_1.pth') and cfg.resume
+
+
+def test_tasks_that_are_trained_alone_start_from_the_weights_of_the_config(tmp_path, runs):
+    start = str(runs / 'whole/epoch_3.pth')
+    options = dict(load_from=start, model__heads=dict(a={}, b={}), val_evaluator=[dict(type='QuickMetric', task='a')])
+    cfg = dumped(quick_config(tmp_path / 'stl', **options), tmp_path / 'stl.py')
+    alone = single_task_config(cfg, 'a')
+    prepare_start(alone)
+    assert alone.load_from == start and not alone.resume
 
 
 def test_a_run_that_left_results_but_no_checkpoint_keeps_them(tmp_path):
@@ -275,6 +332,34 @@ def test_damaged_constants_are_computed_again(tmp_path, content, capsys):
     assert _read_constants(file) is None and 'constants.json is damaged' in capsys.readouterr().out
     file.write_text('{"source": "x", "metrics": {"a/rmse": 1.0}}')
     assert _read_constants(file)['metrics'] == {'a/rmse': 1.0}
+
+
+@pytest.mark.parametrize('named', [False, True])
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_run_without_a_seed_goes_on_with_the_one_that_it_drew(tmp_path, by_epoch, named, capsys):
+    checkpoint = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
+    first, last = (1, 3) if by_epoch else (4, 12)
+    np.random.seed(1)
+    train(quick_config(tmp_path / 'whole', by_epoch, randomness__seed=None))
+    (tmp_path / 'cut').mkdir()
+    shutil.copy(tmp_path / 'whole' / checkpoint.format(first), tmp_path / 'cut')
+    np.random.seed(2)  # another process: it draws another seed
+    start = dict(load_from=str(tmp_path / 'cut' / checkpoint.format(first))) if named else {}
+    capsys.readouterr()
+    train(quick_config(tmp_path / 'cut', by_epoch, randomness__seed=None, resume=True, **start))
+    whole, cut = (torch.load(tmp_path / run / checkpoint.format(last), weights_only=False) for run in ('whole', 'cut'))
+    assert same(whole['state_dict'], cut['state_dict'])
+    seed = whole['meta']['seed']
+    assert f"seed is not set now and was {seed}; the checkpoint's goes on" in capsys.readouterr().out
+    assert f'randomness = dict(seed={seed})' in next((tmp_path / 'cut').glob('*.py')).read_text()
+
+
+def test_another_seed_of_a_method_gives_way_too(cut):
+    method = dict(type='PCGrad', seed=8)
+    wrapper = dict(type='MultiTaskOptimWrapper', aggregator=method)
+    cfg = quick_config(cut, resume=True, randomness__seed=8, optim_wrapper=wrapper)
+    assert "seed is 8 now and was 3; the checkpoint's goes on" in prepare_start(cfg)
+    assert (cfg.randomness.seed, cfg.optim_wrapper.aggregator.seed) == (3, 3)
 
 
 @pytest.mark.parametrize('damage', ['copied', 'lost', 'truncated'])

@@ -4,6 +4,7 @@ Each cut makes one iteration from a checkpoint of the whole run, and its checkpo
 run: weights, optimizer, method, schedulers, log, random states. So by induction the rest of the run is equal too.
 """
 
+import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
@@ -34,6 +35,19 @@ def check(folder, cuts, **config):
 @pytest.mark.parametrize('loop', ['epoch', 'iter'])
 def test_a_run_goes_on_exactly_after_any_iteration(tmp_path, loop):
     check(tmp_path, range(1, 12), loop=loop)
+
+
+@pytest.mark.parametrize('seed', [None, 8])
+@pytest.mark.parametrize('loop', ['epoch', 'iter'])
+def test_the_seed_of_the_checkpoint_goes_on_whatever_the_config_says(tmp_path, loop, seed):
+    np.random.seed(1)
+    run(toy_config(tmp_path / 'whole', loop=loop, randomness=dict(seed=None if seed is None else 3)))
+    np.random.seed(2)  # another process: it draws another seed
+    start = dict(resume=True, load_from=str(tmp_path / 'whole/iter_5.pth'))
+    runner = run(toy_config(tmp_path / 'cut', loop=loop, randomness=dict(seed=seed), **start), distract=False)
+    assert differences(tmp_path / 'whole/iter_12.pth', tmp_path / 'cut/iter_12.pth') == []
+    stored = load_checkpoint(tmp_path / 'whole/iter_5.pth')['meta']['seed']
+    assert runner.seed == stored != seed
 
 
 @pytest.mark.slow

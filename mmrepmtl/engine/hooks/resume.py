@@ -10,14 +10,15 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmrepmtl.engine.last_checkpoint import find_checkpoint
-from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop
+from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop, use_seed
 from mmrepmtl.engine.random_state import random_state, set_random_state
 from mmrepmtl.engine.resumable import check_complete, check_fits
-from mmrepmtl.engine.run_settings import SETTINGS, compare_settings, run_settings
+from mmrepmtl.engine.run_settings import SETTINGS, check_order, compare_settings, run_settings
 from mmrepmtl.engine.window import load_window_state, window_state
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
@@ -35,8 +36,19 @@ def _check_checkpoint(runner, checkpoint: dict) -> None:
     checkpoint['meta'].pop('config', None)
     sentences = compare_settings(runner, checkpoint, name)
     check_fits(runner, checkpoint, name)
+    check_order(runner, checkpoint, name)
     for sentence in sentences:
         runner.logger.warning(f'ResumeHook: {sentence}')
+
+
+def seed_sentence(own: int | None, seed: int) -> str:
+    """What the log says where a resumed run does not have the seed of its config.
+
+    Args:
+        own: The config's; None if it has none, and the run drew one.
+        seed: The checkpoint's.
+    """
+    return f"seed is {'not set' if own is None else own} now and was {seed}; the checkpoint's goes on"
 
 
 def _plain_buffer(buffer: HistoryBuffer) -> dict:
@@ -76,14 +88,22 @@ class ResumeHook(Hook):
         self._position: dict | None = None
         self._before_val: dict | None = None
         self._validated = 0
+        #: Whether the runner was built with the seed of the checkpoint; else it is read from the file.
+        self.seed_is_taken = False
 
     def before_run(self, runner) -> None:
-        """Puts the exact loop in place; finds the checkpoint of a Runner that resumes without a name.
+        """Finds the checkpoint of a Runner that resumes, takes its seed, and puts the exact loop in place.
 
-        mmengine would take that from one line of text.
+        mmengine would read a checkpoint's name from one line of text, and its seed when the samplers have another one.
         """
+        if runner._resume:
+            self._find_checkpoint(runner)
+            if runner._load_from is not None and not self.seed_is_taken:
+                self._take_seed(runner)
         use_exact_loop(runner)
-        if not runner._resume or runner._load_from is not None:
+
+    def _find_checkpoint(self, runner) -> None:
+        if runner._load_from is not None:
             return
         notes: list[str] = []
         cfg = runner.cfg if runner.cfg.get('work_dir') else Config(dict(work_dir=runner.work_dir))
@@ -94,6 +114,13 @@ class ResumeHook(Hook):
             runner._load_from = str(found)
         for note in notes:
             runner.logger.warning(f'ResumeHook: {note}')
+
+    def _take_seed(self, runner) -> None:
+        meta = _load_checkpoint(runner._load_from, map_location='cpu').get('meta')
+        seed, own = meta.get('seed') if isinstance(meta, dict) else None, runner._randomness_cfg.get('seed')
+        if isinstance(seed, int) and not isinstance(seed, bool) and seed != own:
+            use_seed(runner, seed)
+            runner.logger.warning(f'ResumeHook: {seed_sentence(own, seed)}')
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Restores the log buffers; remembers the states, if training is resumed, until it starts."""
