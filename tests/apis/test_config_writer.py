@@ -9,7 +9,7 @@ from mmengine.config.lazy import LazyObject
 
 from mmrepmtl.apis import load_config, train
 from mmrepmtl.apis.config_writer import config_text
-from mmrepmtl.apis.resume import prepare_start
+from mmrepmtl.apis.start import prepare_start
 from mmrepmtl.registry import MODELS
 from tests.engine.quick import QuickModel, quick_config, same, weights
 
