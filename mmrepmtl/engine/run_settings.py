@@ -90,7 +90,7 @@ def _optimizer_facts(wrapper) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, one in wrappers.items():
         groups = one.optimizer.param_groups
-        if getattr(one, '_has_learned', False):  # a method's own, which may come with the first batch only
+        if getattr(one, 'has_learned', False):  # a method's own, which may come with the first batch only
             groups = groups[:-1]
         end = f'.{name}' if name else ''
         facts[f'optimizer{end}'] = type(one.optimizer).__name__
