@@ -82,7 +82,7 @@ def export_onnx(
             then, and a file that was there stays.
     """
     _need_packages()
-    cfg, checkpoint = find_run(config_or_workdir, checkpoint)
+    cfg, checkpoint = find_run(config_or_workdir, checkpoint, trust_checkpoint)
     path = checkpoint.with_suffix('.onnx') if out is None else Path(out)
     if path.suffix != '.onnx':
         raise ValueError(f'{path}: the file to write must end with .onnx')

@@ -105,7 +105,7 @@ class MultiTaskInferencer:
         device, self.max_pixels = resolve_device(device), max_pixels
         if max_pixels < 1:
             raise ValueError(f'MultiTaskInferencer: max_pixels={max_pixels} must be at least 1')
-        cfg, self.checkpoint = find_run(config_or_workdir, checkpoint)
+        cfg, self.checkpoint = find_run(config_or_workdir, checkpoint, trust_checkpoint)
         model, state = load_model(cfg, self.checkpoint, device, trust_checkpoint)
         if not isinstance(model, MultiTaskModel):
             raise ValueError(

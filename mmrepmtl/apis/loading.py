@@ -1,24 +1,29 @@
 """A trained model from a config or a work directory."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmrepmtl.apis.config_file import find_config, read_config
 from mmrepmtl.apis.evaluate import load_weights
 from mmrepmtl.apis.splits import loader_of
+from mmrepmtl.engine.last_checkpoint import find_checkpoint
 from mmrepmtl.registry import DATASETS, MODELS
 from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 from mmrepmtl.utils.device import resolve_device
 
 
-def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None) -> tuple[Config, Path]:
+def find_run(
+    config_or_workdir: str | Path, checkpoint: str | Path | None = None, trust_checkpoint: bool = False
+) -> tuple[Config, Path]:
     """The config and the checkpoint of a run.
 
     Args:
@@ -47,16 +52,18 @@ def find_run(config_or_workdir: str | Path, checkpoint: str | Path | None = None
             f'{path}: {len(configs)} configs in this work directory ({", ".join(file.name for file in configs)}); give '
             'the right one and a checkpoint'
         )
-    return read_config(configs[0]), _last_checkpoint(path) if checkpoint is None else Path(checkpoint)
+    return read_config(configs[0]), _last_checkpoint(path, trust_checkpoint) if checkpoint is None else Path(checkpoint)
 
 
-def _last_checkpoint(folder: Path) -> Path:
-    """What mmengine's file ``last_checkpoint`` names, in this folder if it is there: the folder may have moved."""
-    note = folder / 'last_checkpoint'
-    if not note.is_file():
-        raise FileNotFoundError(f'{folder}: there is no last_checkpoint in this work directory; give a checkpoint')
-    named = Path(note.read_text().strip())
-    return folder / named.name if (folder / named.name).is_file() else named
+def _last_checkpoint(folder: Path, trust: bool) -> Path:
+    """The last checkpoint of a run in this folder, wherever it was made; what is wrong with others is printed."""
+    notes: list[str] = []
+    found = find_checkpoint(Config(dict(work_dir=str(folder))), trust, notes, weights_only=True)
+    if found is None:
+        raise FileNotFoundError(f'{folder}: there is no checkpoint in this work directory; give one')
+    for note in notes:
+        print_log(note, logger='current', level=logging.WARNING)
+    return found
 
 
 def load_model(

@@ -24,13 +24,16 @@ class WholeCheckpoint(NamedTuple):
     path: Path
 
 
-def find_checkpoint(cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None) -> Path | None:
+def find_checkpoint(
+    cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None, weights_only: bool = False
+) -> Path | None:
     """The checkpoint of a run to go on from.
 
     Args:
         cfg: Of the run.
         trust_checkpoint: Load checkpoints that hold more than data.
         notes: Takes what the log is to say.
+        weights_only: A checkpoint without the state of a training will do, for a prediction.
 
     Returns:
         The file, or None if the run has not written any checkpoint.
@@ -41,27 +44,32 @@ def find_checkpoint(cfg: Config, trust_checkpoint: bool = False, notes: list[str
     """
     notes = [] if notes is None else notes
     left_out: list[str] = []
-    named = _read_last(cfg, left_out, notes)
-    best = examine(named, trust_checkpoint, left_out) if named else None
+    moved: list[str] = []
+    named = _read_last(cfg, left_out, moved)
+    notes += [f'{"" if weights_only else "--resume: "}{note}' for note in moved]
+    best = examine(named, trust_checkpoint, left_out, weights_only=weights_only) if named else None
     others = [path for path in run_checkpoints(cfg) if path != named and path.name != LAST_CHECKPOINT]
     if best is not None:
         # A run may have been killed after it wrote one and before it named it.
         since = Path(cfg.work_dir, LAST_CHECKPOINT).stat().st_mtime_ns
         others = [path for path in others if path.stat().st_mtime_ns > since]
-    whole = [examine(path, trust_checkpoint, left_out) for path in others]
+    whole = [examine(path, trust_checkpoint, left_out, weights_only=weights_only) for path in others]
     best = max([found for found in (*whole, best) if found is not None], default=None)
     if best is None and not left_out:
         return None
+    who = '' if weights_only else '--resume: '
+    if best is None and weights_only:
+        raise ValueError(f'{cfg.work_dir} has no checkpoint that can be read: {"; ".join(left_out)}; give a checkpoint')
     if best is None:
         raise ValueError(
             f'--resume: {cfg.work_dir} has no checkpoint that can be resumed: {"; ".join(left_out)}. Give one with '
             '--resume PATH, or start anew without --resume, which keeps these files in a folder of their own'
         )
     if best.path != named:
-        notes += [f'--resume: left out: {reason}' for reason in left_out]
+        notes += [f'{who}left out: {reason}' for reason in left_out]
         notes.append(
-            f'--resume: goes on from {best.path}, the newest whole checkpoint (epoch {best.epochs}, iteration '
-            f'{best.iterations})'
+            f'{who}{"takes" if weights_only else "goes on from"} {best.path}, the newest whole checkpoint (epoch '
+            f'{best.epochs}, iteration {best.iterations})'
         )
     return best.path
 
@@ -119,13 +127,15 @@ def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | Non
         if Path(text).name and own.is_file():
             # A copied or moved run: its own checkpoints count, not those of the folder that it was made from.
             if os.path.realpath(own) != os.path.realpath(text):
-                notes.append(f'--resume: {file} names {text}; the run was copied or moved, so {own} is used')
+                notes.append(f'{file} names {text}; the run was copied or moved, so {own} is used')
             return own
     left_out.append(f'{text}, which {file} names, is not in {" or ".join(map(str, folders))}')
     return None
 
 
-def examine(path: Path, trust: bool, left_out: list[str], refuse: bool = True) -> WholeCheckpoint | None:
+def examine(
+    path: Path, trust: bool, left_out: list[str], refuse: bool = True, weights_only: bool = False
+) -> WholeCheckpoint | None:
     """Reads a checkpoint to see whether a run can go on from it.
 
     Args:
@@ -133,15 +143,17 @@ def examine(path: Path, trust: bool, left_out: list[str], refuse: bool = True) -
         trust: Load it even if it holds more than data.
         left_out: Takes the reason, if it cannot be resumed.
         refuse: Raise the error of a file that could run code: an older one in its place would be a guess.
+        weights_only: It need not hold the state of a training.
     """
     try:
         checkpoint = load_checkpoint(path, trust=trust)
-        check_complete(checkpoint, path)
+        if not weights_only:
+            check_complete(checkpoint, path)
     except (ValueError, OSError) as error:
         text = str(error)
         if refuse and re.search(r' is refused: .*(it holds|Unsupported (global|class))', text):
             raise
         left_out.append(text.partition(' To start a new run')[0].rstrip('.'))
         return None
-    meta = checkpoint['meta']
-    return WholeCheckpoint(meta['iter'], meta['epoch'], path.stat().st_mtime, path)
+    meta = checkpoint.get('meta', {})
+    return WholeCheckpoint(meta.get('iter') or 0, meta.get('epoch') or 0, path.stat().st_mtime, path)

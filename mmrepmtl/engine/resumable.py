@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 NEEDED = dict(meta='progress', state_dict='weights', message_hub='log', optimizer='state of the optimizer')
@@ -93,20 +93,27 @@ def _parts(keys: Sequence[str]) -> str:
 
 def _optimizers(runner, states: Mapping) -> list[str]:
     wrapper = runner.optim_wrapper
-    if isinstance(wrapper, OptimWrapper):
+    if isinstance(wrapper, OptimWrapper) and not isinstance(wrapper, OptimWrapperDict):
         if 'param_groups' not in states:
             return [f'it was trained with several optimizers ({", ".join(map(str, states))}), this run has one']
         return _groups(wrapper, states, 'the optimizer')
     if 'param_groups' in states:
         return ['it was trained with one optimizer, this run has several']
     wanted = dict(wrapper.items())
+    # MultiTaskOptimWrapperDict keeps the states of its method and scaler beside those of its optimizers.
+    states = {key: state for key, state in states.items() if key not in ('multi_task', 'loss_scaler')}
     if set(wanted) != set(states):
         return [f'its optimizers are {", ".join(map(str, states))}, those of this run {", ".join(wanted)}']
-    return [text for key, one in wanted.items() for text in _groups(one, states[key], f'the optimizer {key!r}')]
+    learning = getattr(wrapper, 'weighting_optimizer', None)
+    return [
+        text
+        for key, one in wanted.items()
+        for text in _groups(one, states[key], f'the optimizer {key!r}', learns=key == learning)
+    ]
 
 
-def _groups(wrapper: OptimWrapper, state: Mapping, name: str) -> list[str]:
-    if hasattr(wrapper, 'signature'):
+def _groups(wrapper: OptimWrapper, state: Mapping, name: str, learns: bool = False) -> list[str]:
+    if hasattr(wrapper, 'signature') or learns:
         # What a method learns is a group of its own, which its wrapper compares.
         return []
     there = [len(group['params']) for group in state['param_groups']]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.methods.collectives import num_processes
 
 SETTINGS = 'run_settings'
 """Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""
@@ -42,7 +42,15 @@ WITHOUT_EFFECT = (
     'checkpoint',
 )
 # Restored with the optimizer and the schedulers, so the new value has no effect.
-RESTORED = ('lr', 'weight_decay', 'optim_wrapper.optimizer.', 'optim_wrapper.paramwise_cfg', 'param_scheduler', 'seed')
+RESTORED = (
+    'lr',
+    'weight_decay',
+    'optim_wrapper.optimizer.',
+    'optim_wrapper.optimizers.',
+    'optim_wrapper.paramwise_cfg',
+    'param_scheduler',
+    'seed',
+)
 LISTED, LENGTH = 12, 160
 
 
@@ -86,11 +94,14 @@ def _loader_facts(loader: DataLoader) -> dict[str, Any]:
 
 
 def _optimizer_facts(wrapper) -> dict[str, Any]:
-    wrappers = dict(wrapper.items()) if not isinstance(wrapper, OptimWrapper) else {'': wrapper}
+    several = isinstance(wrapper, OptimWrapperDict)
+    wrappers = dict(wrapper.items()) if several else {'': wrapper}
+    # What a method learns is in a group of its own, which may come with the first batch only.
+    learning = getattr(wrapper, 'weighting_optimizer', '') if getattr(wrapper, 'has_learned', False) else None
     facts: dict[str, Any] = {}
     for name, one in wrappers.items():
         groups = one.optimizer.param_groups
-        if getattr(one, 'has_learned', False):  # a method's own, which may come with the first batch only
+        if name == learning:
             groups = groups[:-1]
         end = f'.{name}' if name else ''
         facts[f'optimizer{end}'] = type(one.optimizer).__name__

@@ -192,8 +192,8 @@ def check_connected(losses: TaskLosses) -> None:
 class ZeroLosses:
     """The setting ``zero_loss``: a global loss of exactly 0 is that of a task without a label, or is left as it is.
 
-    It acts where losses have to be positive. Elsewhere a loss of 0 is a loss like any other: one that may be negative
-    passes through 0 with a gradient.
+    It acts where losses have to be positive, and for UW, whose variance a batch without labels must not lower.
+    Elsewhere a loss of 0 is a loss like any other: one that may be negative passes through 0 with a gradient.
 
     Args:
         mode: ``'unlabelled'`` or ``'error'``.

@@ -59,6 +59,10 @@ def _state(wrapper: OptimWrapper) -> dict[str, Any]:
         return {} if grads is None else dict(grads=grads)
     index = {id(p): i for i, p in enumerate(parameters)}
     state = {} if wrapper.level is None else wrapper.level.lasting_state(index)
+    # A regulariser shows what it measured last in the steps that it leaves out.
+    shown = [regularizer.shown_state() for regularizer in wrapper.regularizers]
+    if any(shown):
+        state['shown'] = shown
     if grads is None:
         return state
     state['grads'] = grads
@@ -78,6 +82,9 @@ def _load(wrapper: OptimWrapper, state: Mapping[str, Any]) -> None:
     level = wrapper.level if isinstance(wrapper, MultiTaskOptimWrapper) else None
     if level is not None:
         level.load_lasting_state(state, parameters, len(wrapper.prefixes))
+    if 'shown' in state:
+        for regularizer, shown in zip(wrapper.regularizers, state['shown'], strict=False):
+            regularizer.load_shown_state(shown)
     if 'grads' not in state:
         return
     if not is_open(wrapper):

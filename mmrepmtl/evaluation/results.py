@@ -42,7 +42,7 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, float], dict[str, A
         meta = content.get('meta') or {}
         if not isinstance(meta, dict):
             raise TypeError(f'"meta" is {type(meta).__name__}')
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         raise ValueError(f'{path} is not a results file, i.e. JSON of the form '
                          f'{{"metrics": {{"task/metric": number}}, "meta": {{}}}}: {error!r}') from error
     except OSError as error:

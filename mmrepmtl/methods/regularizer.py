@@ -99,3 +99,13 @@ class Regularizer(nn.Module):
     def diagnostics(self) -> dict[str, float]:
         """{name: value of the last call}, under the same names on all ranks; the log shows the mean over ranks."""
         return {}
+
+    def shown_state(self) -> dict[str, Any]:
+        """What :attr:`diagnostics` are made of, tensors on the CPU, for a checkpoint between two measurements.
+
+        Only a regulariser that leaves out steps needs it: the log of a resumed run then equals an uninterrupted one.
+        """
+        return {}
+
+    def load_shown_state(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`shown_state`."""

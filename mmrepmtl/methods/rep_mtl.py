@@ -9,6 +9,7 @@ Dimensions: T tasks, B samples, C channels, N positions.
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -338,6 +339,18 @@ class RepMTL(Regularizer):
     def end_step(self) -> None:
         """Counts an optimizer step."""
         self.num_steps += 1
+
+    def shown_state(self) -> dict[str, Any]:
+        """What was measured last; the distinct tensors of Z are numbered, because their identities change."""
+        values = {name: value.detach().cpu() for name, value in self._values.items()}
+        squares = {number: value.detach().cpu() for number, value in enumerate(self._squares.values())}
+        return dict(values=values, squares=squares) if values or squares else {}
+
+    def load_shown_state(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`shown_state`."""
+        device = self.num_steps.device
+        self._values = {name: value.to(device) for name, value in state.get('values', {}).items()}
+        self._squares = {number: value.to(device) for number, value in state.get('squares', {}).items()}
 
 
 def _combine(sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]],

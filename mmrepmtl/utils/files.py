@@ -40,7 +40,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        if error.filename is None:  # of a failed write
+        if error.filename is None and error.errno is not None:  # of a failed write
             error.filename = str(path)
         raise
 

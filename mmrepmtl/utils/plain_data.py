@@ -62,7 +62,8 @@ class _Dtype(_StandIn):
         if len(state) > 8 and self.dtype.kind in 'mM':  # the unit of times, such as (b'ns', 1, 1, 1)
             unit, count = state[8][1][:2]
             self.dtype = np.dtype(f'{self.dtype.kind}8[{int(count)}{bytes(unit).decode("ascii")}]')
-        self.dtype = self.dtype.newbyteorder(order)
+        # By its text, so that the order of this machine becomes NumPy's own way to say so.
+        self.dtype = np.dtype(self.dtype.newbyteorder(order).str)
 
     def settle(self, visit: Callable[[Any], Any]) -> np.dtype:
         return self.dtype

@@ -330,7 +330,7 @@ def test_the_tool_compares_two_checkpoints_on_indices_and_files(trained, tmp_pat
     assert lines[1].startswith('EqualWeighting of log losses: ew-log') and 'shares semseg 0.' in lines[1]
     run_tool(monkeypatch, trained[0], 'test:1', '--out', tmp_path / 'one.png')
     assert 'negative none (one image)' in capsys.readouterr().out
-    with pytest.raises(ValueError, match="val:9: the split 'val' has 7 images, so there is no 9"):
+    with pytest.raises(SystemExit, match="val:9: the split 'val' has 7 images, so there is no 9"):
         run_tool(monkeypatch, trained[0], 'val:9')
 
 

@@ -35,6 +35,20 @@ def test_a_work_directory_means_its_config_and_last_checkpoint(trained, tmp_path
         assert same(inferencer(array)[0].predictions, expected.predictions)
 
 
+@pytest.mark.parametrize('note', [b'', b'\xff\xfe', b'/nowhere/epoch_9.pth', b'x' * 5000, None])
+def test_a_damaged_last_checkpoint_leaves_the_newest_whole_one(trained, tmp_path, note):
+    folder = tmp_path / 'run'
+    shutil.copytree(trained, folder)
+    (folder / 'last_checkpoint').unlink()
+    if note is not None:
+        (folder / 'last_checkpoint').write_bytes(note)
+    assert MultiTaskInferencer(folder, device='cpu').checkpoint == folder / 'epoch_1.pth'
+    shutil.copy(folder / 'epoch_1.pth', folder / 'epoch_2.pth')
+    (folder / 'epoch_2.pth').write_bytes((folder / 'epoch_1.pth').read_bytes()[:1000])
+    (folder / 'last_checkpoint').write_text('epoch_2.pth')
+    assert MultiTaskInferencer(folder, device='cpu').checkpoint == folder / 'epoch_1.pth'
+
+
 def test_what_is_missing_in_a_work_directory_is_said(run, trained, tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no config or work directory nowhere.py'):
         MultiTaskInferencer('nowhere.py', run[1])
@@ -43,7 +57,7 @@ def test_what_is_missing_in_a_work_directory_is_said(run, trained, tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no config in this work directory'):
         MultiTaskInferencer(tmp_path)
     shutil.copy(run[0], tmp_path / 'one.py')
-    with pytest.raises(FileNotFoundError, match='there is no last_checkpoint'):
+    with pytest.raises(FileNotFoundError, match='there is no checkpoint in this work directory'):
         MultiTaskInferencer(tmp_path)
     shutil.copy(run[0], tmp_path / 'two.py')
     with pytest.raises(ValueError, match=r'2 configs in this work directory \(one.py, two.py\)'):

@@ -200,7 +200,7 @@ def test_a_run_that_left_results_but_no_checkpoint_keeps_them(tmp_path):
 
 def test_a_new_run_moves_the_files_of_an_older_one_aside(cut, capsys):
     before = {path.name: path.read_bytes() for path in cut.glob('*.pth')} | {
-        name: (cut / name).read_bytes() for name in ('metrics.json', 'last_checkpoint')
+        name: (cut / name).read_bytes() for name in ('metrics.json', 'last_checkpoint', 'progress.json')
     }
     train(quick_config(cut, train_cfg__max_epochs=1))
     (kept,) = cut.glob('previous_*')

@@ -1,5 +1,6 @@
 """Two processes that are cut and resumed: every rank has its own random states, BatchNorm statistics and gradients."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ CASES = {
 
 def cut_runs(rank: int, root: str) -> dict:
     """{case: where a resumed run and the whole one differ} on the first rank."""
+    os.environ['LOCAL_RANK'] = str(rank)  # a launcher's; mmengine reads it
     found = {}
     for name, case in CASES.items():
         folder, config = Path(root, name), merged(case, LAUNCH)

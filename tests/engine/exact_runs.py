@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, METRICS, MODELS
@@ -144,7 +145,11 @@ def run(config: dict, stop: StopHook | None = None, distract: bool = True) -> Ru
     if distract:
         torch.rand(run.count)
         np.random.rand(run.count)
-    runner = Runner(experiment_name=f'exact_{run.count}_{abs(hash(config["work_dir"]))}', **config)
+    name = f'exact_{run.count}_{abs(hash(config["work_dir"]))}'
+    if 'model_wrapper_cfg' in config:  # which only a config file can say
+        runner = Runner.from_cfg(Config(dict(config, experiment_name=name)))
+    else:
+        runner = Runner(experiment_name=name, **config)
     if stop is not None:
         runner.register_hook(stop)
     try:

@@ -97,8 +97,10 @@ def test_representation_level_trains_the_encoder_with_the_weights_of_z():
 
 
 # Allowed median over seeds of the deviation, as a share of how far float32 moved the parameters in one step. A median,
-# because the penalty is not smooth (|s_t| in its denominator): on one batch in five it magnifies rounding tenfold.
+# because the penalty is not smooth (|s_t| in its denominator): on one batch in five it magnifies rounding tenfold. Over
+# many seeds, because processors round bfloat16 differently: over 7 the median of one was below 0.12, of another 0.17.
 TOLERANCE = {'ew-log': dict(bf16=0.03, fp16=0.003), 'rep': dict(bf16=0.12, fp16=0.03)}
+SEEDS = 25
 
 
 @pytest.mark.parametrize('case', ['ew-log', 'rep-mtl', 'pcgrad-rep-mtl'])
@@ -106,7 +108,7 @@ TOLERANCE = {'ew-log': dict(bf16=0.03, fp16=0.003), 'rep': dict(bf16=0.12, fp16=
 def test_low_precision_follows_the_float32_loop(precision, case):
     settings, expected = CASES[case]
     deviations = []
-    for seed in range(7):
+    for seed in range(SEEDS):
         batch = make_batch(seed=seed, dtype=torch.float32)
         model, other, start = (make_model(dtype=torch.float32) for _ in range(3))
         wrapper = wrap(model, lr=0.02, precision=precision, loss_scale=dict(init_scale=256.0), **settings)
@@ -116,7 +118,7 @@ def test_low_precision_follows_the_float32_loop(precision, case):
         deviations.append(float((vector - wanted).norm() / (wanted - before).norm()))
         if precision == 'fp16':
             assert wrapper.precision.scaler.get_scale() == 256.0
-    assert sorted(deviations)[3] < TOLERANCE.get(case, TOLERANCE['rep'])[precision], deviations
+    assert sorted(deviations)[SEEDS // 2] < TOLERANCE.get(case, TOLERANCE['rep'])[precision], deviations
 
 
 def test_an_overflow_of_float16_skips_the_step_and_lowers_the_scale():

@@ -104,7 +104,7 @@ def test_a_flat_run_is_flat(tool):
 
 
 @pytest.mark.parametrize(
-    'column, slope', dict(rss=1, tensors=1, objects=20, fds=1, threads=1, history=100, checkpoint=3000).items()
+    'column, slope', dict(rss=1, tensors=1, objects=20, fds=1, threads=1, history=200, checkpoint=3000).items()
 )
 def test_each_column_can_fail_a_run(tool, column, slope):
     _, bad = tool.judge(readings(**{column: slope}), 1000)

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmrepmtl.engine.hooks.checkpoint import CheckpointHook, name_last
 from mmrepmtl.engine.hooks.resume import ResumeHook
 from mmrepmtl.engine.last_checkpoint import INTERRUPTED
-from mmrepmtl.methods.regularizer import num_processes
+from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
+from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import HOOKS
 
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
@@ -179,7 +181,9 @@ class InterruptHook(Hook):
     @staticmethod
     def _window_ends(runner) -> bool:
         wrapper = runner.optim_wrapper
-        wrappers = [one for _, one in wrapper.items()] if hasattr(wrapper, 'optim_wrappers') else [wrapper]
+        # Ours with several optimizers has one window for all of them, which its members do not know.
+        apart = isinstance(wrapper, OptimWrapperDict) and not isinstance(wrapper, MultiTaskOptimWrapper)
+        wrappers = [one for _, one in wrapper.items()] if apart else [wrapper]
         return all(one.should_update() for one in wrappers)
 
     @staticmethod

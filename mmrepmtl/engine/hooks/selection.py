@@ -102,10 +102,18 @@ class SelectionHook(MetricsFileHook):
         """Whether the history has the validation of this iteration."""
         return runner.iter in [entry['iter'] for entry in self._history]
 
-    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        """Copies the weights once every hook has swapped in what is to be evaluated."""
-        if batch_idx == 0 and self.kind == 'best-val' and runner.iter > 0 and is_main_process():
-            self._evaluated = copy.deepcopy(weights_to_cpu(_inner(runner.model).state_dict()))
+    def before_val_epoch(self, runner) -> None:
+        """Has the first forward pass copy the weights: by then every hook has swapped in what is to be evaluated."""
+        self._evaluated = None
+        if self.kind != 'best-val' or runner.iter == 0 or not is_main_process():
+            return
+        model = _inner(runner.model)
+
+        def copy_weights(*_) -> None:
+            handle.remove()
+            self._evaluated = copy.deepcopy(weights_to_cpu(model.state_dict()))
+
+        handle = model.register_forward_pre_hook(copy_weights)
 
     def _take_up(self, runner) -> tuple[list[dict], dict | None]:
         """The validations up to here and the best one; what is lost is said, and what can be done again is."""

@@ -147,7 +147,7 @@ class IGBv2(EpochWeighting):
             super().get_extra_state(),
             total_steps=self.total_steps,
             generator=self.generator.get_state(),
-            undrawn=self._undrawn,
+            undrawn=None if self.action_T is None else self._undrawn,
             action_T=self.action_T,
             previous_T=self.previous_T,
             agent=None if self.agent is None else self.agent.state_dict(),

@@ -49,7 +49,8 @@ class RLW(Weighting):
 
     def get_extra_state(self) -> dict:
         """The generator's states and the draw of an unfinished step, for ``state_dict()``."""
-        return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=self._undrawn)
+        undrawn = None if self.draw_T is None else self._undrawn
+        return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=undrawn)
 
     def set_extra_state(self, state: dict) -> None:
         """Restores what :meth:`get_extra_state` returned."""
