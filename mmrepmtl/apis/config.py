@@ -15,8 +15,8 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from mmrepmtl.apis.config_file import configs_folder, find_config, read_config
-from mmrepmtl.apis.start import NEW_RUN_FROM, is_first
 from mmrepmtl.apis.splits import SPLITS, dataset_of, loader_of, metrics_of_split, own_datasets
+from mmrepmtl.apis.start import NEW_RUN_FROM, is_first
 from mmrepmtl.engine.last_checkpoint import run_checkpoints
 from mmrepmtl.engine.rank_watch import start_watch, stop_watch
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmrepmtl.apis.splits import picture_dataset
-from mmrepmtl.datasets.base import _build_transform, isolated_rng
+from mmrepmtl.datasets.base import build_transform, isolated_rng
 from mmrepmtl.datasets.transforms import functional as F
 from mmrepmtl.datasets.transforms.formatting import PackMultiTaskInputs
 from mmrepmtl.datasets.transforms.geometric import PadMultiTask, RandomFlip, RandomZoom, ResizeMultiTask
@@ -44,7 +44,7 @@ class ImagePipeline:
 
     def __init__(self, cfg: Config, size: Sequence[int] | None = None) -> None:
         dataset = _innermost(picture_dataset(cfg, 'prediction on pictures'))
-        self.transforms = [_build_transform(transform) for transform in _transforms(dataset)]
+        self.transforms = [build_transform(transform) for transform in _transforms(dataset)]
         for transform in self.transforms:
             if isinstance(transform, RandomFlip | RandomZoom):
                 raise ValueError(

@@ -126,7 +126,7 @@ class MultiTaskDataset(BaseDataset):
         self._declared = frozenset(declared)
         self._warned = False
         self.cache: SampleCache | None = None
-        super().__init__(metainfo=metainfo, pipeline=[_build_transform(t) for t in pipeline], **kwargs)
+        super().__init__(metainfo=metainfo, pipeline=[build_transform(t) for t in pipeline], **kwargs)
         if cache_dir is not None:
             self.cache = SampleCache(cache_dir, type(self), self._arguments, self.targets)
 
@@ -296,7 +296,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _build_transform(transform: Any) -> Any:
+def build_transform(transform: Any) -> Any:
     """Builds a config; our transforms go by plain name whatever the default scope, as mmengine's Compose does not."""
     if not isinstance(transform, Mapping):
         return transform

@@ -70,7 +70,7 @@ class OnnxGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps images (B, 3, H, W), RGB in [0, 1], to one output per task."""
         height, width = images.shape[-2:]
-        images = self.model.data_preprocessor._normalise(images)
+        images = self.model.data_preprocessor.normalise(images)
         if self.divisor > 1:
             images = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
         outputs = self.model.raw_outputs(images)

@@ -29,6 +29,15 @@ class BufferKeeper:
                 buffer.copy_(self._kept[name])
         self.forget()
 
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """The buffers at the begin of a window that is not finished; None where none are kept."""
+        return None if self._kept is None else {name: kept.cpu() for name, kept in self._kept.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor], model: nn.Module) -> None:
+        """Restores :meth:`state_dict` for a model, whose own buffers stay as they are."""
+        self._model = model
+        self._kept = {name: state[name].to(buffer.device) for name, buffer in model.named_buffers()}
+
     def forget(self) -> None:
         """The step was made."""
         self._model = self._kept = None

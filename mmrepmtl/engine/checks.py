@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.precision import DTYPES
 from mmrepmtl.methods.collectives import num_processes
+from mmrepmtl.methods.regularizer import Regularizer
 
 _COMPILED = (
     'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
@@ -211,9 +212,14 @@ def check_reached(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
         )
 
 
-def check_names(regularizers) -> None:
-    """Raises ValueError for a regulariser whose diagnostics mmengine would take for losses."""
+def check_regularizers(regularizers: Sequence[Regularizer]) -> None:
+    """Raises ValueError for one that is no Regularizer, or whose diagnostics mmengine would take for losses."""
     for regularizer in regularizers:
+        if not isinstance(regularizer, Regularizer):
+            raise ValueError(
+                f'MultiTaskOptimWrapper: the regulariser {type(regularizer).__name__} must be a subclass of '
+                'mmrepmtl.methods.regularizer.Regularizer, which says what the trainer asks of it'
+            )
         if 'loss' in regularizer.name:
             raise ValueError(
                 f'MultiTaskOptimWrapper: the regulariser name {regularizer.name!r} contains "loss", and mmengine adds '

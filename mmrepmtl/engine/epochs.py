@@ -16,7 +16,7 @@ class EpochWatch:
         self.weighting, self.message_hub = weighting, message_hub
         self.epoch: int | None = None
 
-    def turn(self) -> None:
+    def look(self) -> None:
         """Looks at the epoch, before a forward pass.
 
         Raises:

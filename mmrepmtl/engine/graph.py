@@ -35,10 +35,12 @@ def check_gradients(groups: Sequence[Mapping], objectives: Sequence[Tensor], tas
     """
     parameters = [p for group in groups for p in group['params'] if p.grad is not None]
     if not all_finite([p.grad for p in parameters]):
-        raise NonFinite('gradient', [tasks[t] for t in blame(parameters, objectives, {})])
+        raise NonFinite('gradient', [tasks[t] for t in tasks_of_nonfinite(parameters, objectives, {})])
 
 
-def blame(parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]) -> list[int]:
+def tasks_of_nonfinite(
+    parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]
+) -> list[int]:
     """The tasks that alone own a parameter whose gradient is not finite, else those that share one, by number.
 
     Args:

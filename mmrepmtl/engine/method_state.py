@@ -129,12 +129,12 @@ def method_state(wrapper) -> dict:
     return dict(
         signature=json.dumps(wrapper.signature, sort_keys=True),
         world_size=num_processes(),
-        tasks=list(wrapper._prefixes or {}),
+        tasks=list(wrapper.prefixes or {}),
         weighting=wrapper.weighting.state_dict(),
         aggregator=aggregator.state_dict() if aggregator is not None else {},
         regularizers=[regularizer.state_dict() for regularizer in wrapper.regularizers],
-        epoch=wrapper._epochs.epoch,
-        skipped=wrapper._policy.state_dict(),
+        epoch=wrapper.epochs.epoch,
+        skipped=wrapper.policy.state_dict(),
     )
 
 
@@ -145,18 +145,18 @@ def load_method_state(wrapper, saved: dict) -> None:
         wrapper.aggregator.load_state_dict(saved['aggregator'])
     for regularizer, state in zip(wrapper.regularizers, saved['regularizers'], strict=True):
         regularizer.load_state_dict(state)
-    wrapper._epochs.epoch = saved.get('epoch')
+    wrapper.epochs.epoch = saved.get('epoch')
     if 'skipped' in saved:
-        wrapper._policy.load_state_dict(saved['skipped'])
+        wrapper.policy.load_state_dict(saved['skipped'])
 
 
 def load_wrapper_state(wrapper, state_dict: dict) -> None:
     """Restores the ``state_dict()`` of a MultiTaskOptimWrapper, which is changed; raises as :func:`check_same_run`."""
     scaler, own = state_dict.pop('loss_scaler', None), state_dict.pop('multi_task', None)
     same = check_same_run(own, wrapper.signature, wrapper.force_resume)
-    if own is not None and own['tasks'] and wrapper._prefixes is None:
-        wrapper._setup_methods({task: '' for task in own['tasks']})
+    if own is not None and own['tasks'] and wrapper.prefixes is None:
+        wrapper.setup_methods({task: '' for task in own['tasks']})
     if same:
         load_method_state(wrapper, own)
     wrapper.precision.load_state_dict(scaler)
-    wrapper._load_optimizer(state_dict, same)
+    wrapper.load_optimizer(state_dict, same)

@@ -67,7 +67,7 @@ class NonFinitePolicy:
         """Whether a step can be skipped at all."""
         return self.has_scaler or self.mode == 'skip'
 
-    def take(self, error: NonFinite, iteration: int) -> None:
+    def note(self, error: NonFinite, iteration: int) -> None:
         """Remembers what was found, so that this window's step is skipped.
 
         Raises:

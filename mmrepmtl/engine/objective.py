@@ -1,7 +1,8 @@
-"""The objective of one forward pass: transformed, weighted losses and the regularisers' terms, with what is logged."""
+"""From the losses of one forward pass to the record that its backward needs: weights, penalties, and what is logged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -10,28 +11,50 @@ from torch import Tensor
 from mmrepmtl.engine.nonfinite import NonFinite, check_finite
 from mmrepmtl.engine.task_losses import TaskLosses, check_connected
 from mmrepmtl.methods.collectives import num_processes
-from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.regularizer import Regularizer, RegularizerContext
 from mmrepmtl.methods.weighting import Weighting
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Step:
-    """What the forward hooks leave for the backward of the same iteration.
+    """What one forward pass leaves for its backward.
 
     Attributes:
+        tasks: Names, in order.
+        labelled_T: Which tasks have a label anywhere in the global batch, (T,) bool.
         views: The views of Z that the heads read.
-        losses: The losses of the model.
-        objectives: Each task's weighted, transformed loss; the weight is a constant.
+        factor: 1 / number of micro-batches in the accumulation window.
+        scale: The gradient scaler's scale; ``.grad`` is left multiplied by it.
+        last: Whether the window ends here.
         weighted: The weighting's scalar, with the gradient of what it learns.
+        objectives: Each task's weighted, transformed loss; the weight is a constant.
         rest: What belongs to no task (penalties, unclaimed losses), or None; without a graph in iterations that a
             regulariser leaves out.
+        log: What the log shows, besides the objective.
+        found: What is not finite; there is no backward then.
     """
 
-    views: list[Tensor]
-    losses: TaskLosses
-    objectives: list[Tensor]
+    tasks: tuple[str, ...]
+    labelled_T: Tensor
+    views: Sequence[Tensor]
+    factor: float
+    scale: float
+    last: bool
     weighted: Tensor
+    objectives: Sequence[Tensor]
     rest: Tensor | None
+    log: Mapping[str, Tensor]
+    found: NonFinite | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """The objective, a scalar."""
+        return self.weighted if self.rest is None else self.weighted + self.rest
+
+    @cached_property
+    def objectives_T(self) -> Tensor:
+        """Global values of :attr:`objectives`, (T,), for methods that read them."""
+        return torch.stack([objective.detach() for objective in self.objectives])
 
 
 def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:
@@ -71,54 +94,90 @@ def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tenso
     return scalar + sum(terms), weights_T
 
 
-def objective(wrapper, representation, losses: TaskLosses, step: Step, slices, full_report: bool) -> dict[str, Tensor]:
-    """Fills ``step`` with the objective of a MultiTaskOptimWrapper; returns what is logged.
+def _without_backward(
+    losses: TaskLosses,
+    views: Sequence[Tensor],
+    context: RegularizerContext,
+    last: bool,
+    found: NonFinite | None = None,
+) -> Step:
+    """The record of a forward pass whose window makes no step: its loss is the plain sum, for the log."""
+    return Step(
+        tasks=tuple(losses.losses),
+        labelled_T=losses.labelled_T,
+        views=views,
+        factor=context.backward_scale,
+        scale=context.scale,
+        last=last,
+        weighted=sum(losses.losses.values()),
+        objectives=(),
+        rest=None,
+        log=losses.log,
+        found=found,
+    )
+
+
+def objective(
+    losses: TaskLosses,
+    views: Sequence[Tensor],
+    representation,
+    *,
+    weighting: Weighting,
+    regularizers: Sequence[Regularizer],
+    loss_transform: str | None,
+    context: RegularizerContext,
+    last: bool,
+    full_report: bool,
+    skipped: bool,
+) -> Step:
+    """The record of one forward pass. Nothing that it is given is changed, but what a method counts of its own calls.
 
     Args:
-        wrapper: The optim wrapper.
-        representation: Z, as a regulariser takes it.
         losses: Of this forward pass.
-        step: What is filled.
-        slices: The rows of Z of tasks with samples of their own, or None.
+        views: The views of Z that the heads read.
+        representation: Z as a regulariser takes it, made of those views.
+        weighting: The loss weighting.
+        regularizers: Those of the run.
+        loss_transform: ``'log'`` or None.
+        context: What the regularisers are told; the weights are filled in here.
+        last: Whether the accumulation window ends with this forward pass.
         full_report: Whether all diagnostics are wanted.
+        skipped: Whether the window makes no step any more, so that no method is to see this pass.
 
     Raises:
-        NonFinite: If a loss or penalty is not finite.
         ValueError: For a loss that the transform or a method cannot take.
     """
-    check_finite(list(losses.losses), losses.losses_T, losses.extra)
+    if skipped:
+        return _without_backward(losses, views, context, last)
+    try:
+        check_finite(list(losses.losses), losses.losses_T, losses.extra)
+    except NonFinite as error:
+        return _without_backward(losses, views, context, last, error)
     check_connected(losses)
-    transformed = transform_losses(losses, wrapper.loss_transform, wrapper.inner_count)
-    step.weighted, weights_T = weigh(wrapper.weighting, transformed, losses.labelled_T)
-    for regularizer in wrapper.regularizers:
-        regularizer.backward_scale = wrapper.scale_loss(1.0)
-        regularizer.slices = slices
-        regularizer.measure_gradient = full_report and wrapper.aggregator is None
-    penalty, report = regularize(
-        wrapper.regularizers,
-        losses,
-        representation,
-        weights_T,
-        wrapper.loss_transform == 'log',
-        full_report,
-        wrapper.process_group,
-        wrapper.precision.scale,
-    )
+    transformed = transform_losses(losses, loss_transform, context.iteration)
+    weighted, weights_T = weigh(weighting, transformed, losses.labelled_T)
+    slopes_T = weights_T / losses.losses_T if loss_transform == 'log' else weights_T
+    context = replace(context, task_weights=slopes_T[losses.labelled_T])
+    try:
+        penalty, report = regularize(regularizers, losses, representation, context, full_report)
+    except NonFinite as error:
+        return replace(_without_backward(losses, views, context, last, error), weighted=weighted)
     rest = [term for term in (penalty, losses.extra) if term is not None]
-    step.rest = sum(rest) if rest else None
-    step.objectives = [w * value for w, value in zip(weights_T, transformed, strict=True)]
-    return losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report
+    return replace(
+        _without_backward(losses, views, context, last),
+        weighted=weighted,
+        objectives=[w * value for w, value in zip(weights_T, transformed, strict=True)],
+        rest=sum(rest) if rest else None,
+        log=losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report,
+    )
 
 
 def regularize(
     regularizers: Sequence[Regularizer],
     losses: TaskLosses,
     representation,
-    weights_T: Tensor,
-    log_loss: bool,
+    context: RegularizerContext,
     full_report: bool,
-    group,
-    scale: float | Tensor,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
 
@@ -126,31 +185,29 @@ def regularize(
         regularizers: Those of the run; without any, or without a labelled task, the sum is None.
         losses: Of this forward pass.
         representation: Z, as the shared module returned it, of views.
-        weights_T: The weights of the transformed losses in the objective.
-        log_loss: Whether the objective is made of log losses.
-        full_report: Whether all diagnostics are wanted, or the terms alone.
-        group: Process group of the reduction.
-        scale: As in the regularisers' forward.
+        context: What the regularisers are told.
+        full_report: Whether all diagnostics are wanted, or those alone that are always logged.
 
     Raises:
         NonFinite: If the sum is not finite.
+        ValueError: For a diagnostic whose name mmengine would take for that of a loss.
     """
     active = losses.labelled()
     if not (regularizers and active):
         return None, {}
-    slopes_T = 1 / losses.losses_T if log_loss else torch.ones_like(weights_T)
     terms, report = [], {}
     for regularizer in regularizers:
-        in_log = getattr(regularizer, 'saliency_transform', None) == 'log'
-        factors_T = weights_T * slopes_T * (losses.losses_T if in_log else 1)
-        factors = factors_T[losses.labelled_T]
-        values = regularizer(active, representation, scale=scale, advance=False, task_weights=factors)
-        terms += values.values()
+        terms += regularizer(active, representation, context).values()
         for key, value in regularizer.diagnostics.items():
-            if full_report or key in ('tsr', 'csa'):
+            if 'loss' in key:
+                raise ValueError(
+                    f'MultiTaskOptimWrapper: {type(regularizer).__name__} names a diagnostic {key!r}, and mmengine '
+                    'adds every logged value whose name contains "loss" to the objective; rename it'
+                )
+            if full_report or key in regularizer.always_logged:
                 report[f'{regularizer.name}/{key}'] = value
     penalty = sum(terms)
-    report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, group)
+    report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, context.process_group)
     if not torch.isfinite(report['penalty']):
         raise NonFinite('penalty', value=report['penalty'].item())
     return penalty + (report['penalty'] - penalty.detach()), report

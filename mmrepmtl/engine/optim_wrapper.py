@@ -9,25 +9,12 @@ from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from mmrepmtl.engine import checks
 from mmrepmtl.engine.buffers import BufferKeeper
 from mmrepmtl.engine.capture import SharedCapture
-from mmrepmtl.engine.checks import (
-    check_elsewhere,
-    check_fired,
-    check_has_graph,
-    check_methods,
-    check_names,
-    check_own_samples,
-    check_reached,
-    check_settings,
-    explain_sparse,
-    find_shared,
-    only_wrapper_on,
-    parameters_elsewhere,
-    unwrap,
-)
 from mmrepmtl.engine.epochs import EpochWatch
-from mmrepmtl.engine.gradients import GradientAggregation, MicroBatch
+from mmrepmtl.engine.gradients import Level, level_of
+from mmrepmtl.engine.gradients.writing import clip_gradients, keep_layouts
 from mmrepmtl.engine.graph import check_gradients
 from mmrepmtl.engine.method_state import (
     add_learned_group,
@@ -41,11 +28,10 @@ from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy
 from mmrepmtl.engine.objective import Step, objective
 from mmrepmtl.engine.precision import Precision
 from mmrepmtl.engine.report import describe, report_gradients
-from mmrepmtl.engine.rows import clip_gradients, keep_layouts
 from mmrepmtl.engine.second_look import SecondLook
 from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
-from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.regularizer import Regularizer, RegularizerContext
 from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
 
@@ -90,6 +76,12 @@ class MultiTaskOptimWrapper(OptimWrapper):
         accumulative_counts: Micro-batches per optimizer step.
         clip_grad: As in mmengine.
 
+    Attributes:
+        level: How the aggregator gets its gradients, once the model is known; None without an aggregator.
+        prefixes: {task: prefix of its loss keys}, once the model or a checkpoint has told, else None.
+        prepared: The model that all was checked for, perhaps inside DistributedDataParallel.
+        policy, buffers, epochs, second_look: What a checkpoint holds of a window or an epoch that is not finished.
+
     Raises:
         ValueError: For settings that contradict each other, an unknown ``shared``, unclaimed losses, a loss that is not
             positive under the log.
@@ -118,13 +110,9 @@ class MultiTaskOptimWrapper(OptimWrapper):
         accumulative_counts: int = 1,
         clip_grad: dict | None = None,
     ) -> None:
-        OptimWrapper.__init__(
-            self,
-            optimizer,
-            accumulative_counts=accumulative_counts,
-            clip_grad=dict(clip_grad) if clip_grad is not None else None,
-        )
-        check_settings(extra_losses, loss_transform, precision, tasks, zero_loss)
+        clip_grad = None if clip_grad is None else dict(clip_grad)
+        OptimWrapper.__init__(self, optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
+        checks.check_settings(extra_losses, loss_transform, precision, tasks, zero_loss)
         self.signature = method_signature(
             weighting or dict(type='EqualWeighting'),
             aggregator,
@@ -142,29 +130,28 @@ class MultiTaskOptimWrapper(OptimWrapper):
         )
         self.weighting: Weighting = build_method(weighting or dict(type='EqualWeighting'), WEIGHTINGS)
         self.aggregator: Aggregator | None = build_method(aggregator, AGGREGATORS)
-        check_methods(self.weighting, self.aggregator, loss_transform, accumulative_counts, clip_grad)
+        checks.check_methods(self.weighting, self.aggregator, loss_transform, accumulative_counts, clip_grad)
         self.regularizers: list[Regularizer] = [build_method(cfg, REGULARIZERS) for cfg in regularizers]
-        check_names(self.regularizers)
+        checks.check_regularizers(self.regularizers)
         self.shared, self.tasks = shared, tasks
         self.extra_losses, self.loss_transform = extra_losses, loss_transform
         self.diagnostics_interval, self.force_resume = diagnostics_interval, force_resume
         self._zeros = ZeroLosses(zero_loss, (self.weighting, self.aggregator), self.regularizers, loss_transform)
         self.precision = Precision(precision, loss_scale)
-        self._aggregation: GradientAggregation | None = None
+        self.level: Level | None = None
         self._model_parameters = [p for group in optimizer.param_groups for p in group['params']]
         learned = self.weighting.learned() + (self.aggregator.learned() if self.aggregator else [])
-        self._has_learned = bool(learned)
+        self.has_learned = bool(learned)
         if learned:
             add_learned_group(self._learning_wrapper(), learned, weighting_lr)
-        self._prefixes: dict[str, str] | None = None
-        self._prepared: nn.Module | None = None
+        self.prefixes: dict[str, str] | None = None
+        self.prepared: nn.Module | None = None
         self.process_group, self._losses = None, None
         self._elsewhere, self._alone = {}, False
-        self._own_calls, self._graph = [], []
-        self._pending: Step | None = None
-        self._policy, self._buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
-        self._epochs = EpochWatch(self.weighting, self.message_hub)
-        self._second_look = SecondLook() if self.weighting.second_look else None
+        self._own_calls, self._graph, self._pending = [], [], None
+        self.policy, self.buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
+        self.epochs = EpochWatch(self.weighting, self.message_hub)
+        self.second_look = SecondLook() if self.weighting.second_look else None
 
     # ---- before the forward ----
 
@@ -182,31 +169,30 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         """Checks and settings that depend on the model, once; returns the model inside DistributedDataParallel."""
-        inner = unwrap(model)
-        if self._prepared is model:
+        inner = checks.unwrap(model)
+        if self.prepared is model:
             return inner
-        find_shared(inner, self.shared)
+        checks.find_shared(inner, self.shared)
         prefixes = resolve_prefixes(self.tasks, inner)
-        if self._prefixes is not None and list(prefixes) != list(self._prefixes):
+        if self.prefixes is not None and list(prefixes) != list(self.prefixes):
             raise RuntimeError(
-                f'MultiTaskOptimWrapper: the checkpoint was made for the tasks {list(self._prefixes)}, the model '
+                f'MultiTaskOptimWrapper: the checkpoint was made for the tasks {list(self.prefixes)}, the model '
                 f'has {list(prefixes)}'
             )
-        self._setup_methods(prefixes)
-        self._elsewhere = parameters_elsewhere(inner, self._model_parameters)
-        self._own_calls = check_own_samples(inner, list(prefixes), self.aggregator)
+        self.setup_methods(prefixes)
+        self._elsewhere = checks.parameters_elsewhere(inner, self._model_parameters)
+        self._own_calls = checks.check_own_samples(inner, list(prefixes), self.aggregator)
         self._losses = self._losses or agreed_losses()
         self.process_group = self._losses.group
-        for regularizer in self.regularizers:
-            regularizer.process_group = self.process_group
         if self.aggregator is not None:
-            self._aggregation = GradientAggregation(self.aggregator, self.process_group)
+            self.level = level_of(self.aggregator, self.process_group)
         self.precision.prepare(next(inner.parameters()).device.type)
-        self._prepared = model
+        self.prepared = model
         return inner
 
-    def _setup_methods(self, prefixes: Mapping[str, str]) -> None:
-        self._prefixes = dict(prefixes)
+    def setup_methods(self, prefixes: Mapping[str, str]) -> None:
+        """Tells the methods their tasks and brings them to the model's device."""
+        self.prefixes = dict(prefixes)
         methods = [module for module in (self.weighting, self.aggregator) if module is not None]
         for method in methods:
             method.task_names = list(prefixes)
@@ -219,7 +205,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """All that learns: the optimizer's own parameters, then those that another optimizer steps."""
         elsewhere = {name: p for name, p in self._elsewhere.items() if p.requires_grad}
         if elsewhere:
-            check_elsewhere(elsewhere, self._alone, self.precision.name, self.aggregator)
+            checks.check_elsewhere(elsewhere, self._alone, self.precision.name, self.aggregator)
         return [p for p in (*self._model_parameters, *elsewhere.values()) if p.requires_grad]
 
     @contextmanager
@@ -228,19 +214,19 @@ class MultiTaskOptimWrapper(OptimWrapper):
         inner = self._prepare(model)
         device = next(inner.parameters()).device.type
         self._pending, capture = None, SharedCapture(self.shared, self._own_calls)
-        self._epochs.turn()
-        if self._policy.may_skip:
-            self._buffers.before_forward(inner)
-        if self._second_look is not None:
-            self._second_look.before_forward()
+        self.epochs.look()
+        if self.policy.may_skip:
+            self.buffers.before_forward(inner)
+        if self.second_look is not None:
+            self.second_look.before_forward()
         hooks = [
-            find_shared(inner, self.shared).register_forward_hook(capture),
+            checks.find_shared(inner, self.shared).register_forward_hook(capture),
             inner.register_forward_hook(lambda *call: self._after_forward(capture, *call), with_kwargs=True),
         ]
-        unsynced = hasattr(model, 'no_sync') and (self._aggregation is not None or not self.should_sync())
+        unsynced = hasattr(model, 'no_sync') and (self.level is not None or not self.should_sync())
         try:
             with (
-                only_wrapper_on(inner),
+                checks.only_wrapper_on(inner),
                 model.no_sync() if unsynced else nullcontext(),
                 self.precision.autocast(device),
             ):
@@ -248,7 +234,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         finally:
             for hook in hooks:
                 hook.remove()
-        check_fired(capture, inner, self._pending is not None)
+        checks.check_fired(capture, inner, self._pending is not None)
 
     # ---- inside the forward ----
 
@@ -259,26 +245,43 @@ class MultiTaskOptimWrapper(OptimWrapper):
         if not capture.fired:
             return None  # optim_context names the module once the hooks are gone
         capture.check_unmodified()
-        device = capture.views[0].device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(capture.views[0].device.type, enabled=False):
             losses = self._collect(outputs, capture.facts(self.aggregator))
-            step = Step(capture.views, losses, [], sum(losses.losses.values()), None)
-            log = losses.log
-            if self._policy.found is None:  # else this window makes no step, and no method is to count it
-                try:
-                    slices = getattr(model, 'task_slices', None)
-                    log = objective(self, capture.levels(self._prefixes), losses, step, slices, self._log_due())
-                except NonFinite as error:
-                    self._policy.take(error, self._inner_count)
-        if self._second_look is not None:
-            self._second_look.after_forward(model, args, kwargs)
+            step = self._objective(capture, losses, getattr(model, 'task_slices', None))
+        if step.found is not None:
+            self.policy.note(step.found, self._inner_count)
+        if self.second_look is not None:
+            self.second_look.after_forward(model, args, kwargs)
         self._pending = step
-        return {'loss': step.weighted if step.rest is None else step.weighted + step.rest, **log}
+        return {'loss': step.loss, **step.log}
+
+    def _objective(self, capture: SharedCapture, losses: TaskLosses, slices: Mapping[str, slice] | None) -> Step:
+        full_report = self._log_due()
+        context = RegularizerContext(
+            scale=self.precision.scale,
+            backward_scale=self.scale_loss(1.0),
+            slices=slices,
+            process_group=self.process_group,
+            measure_gradient=full_report and self.aggregator is None,
+            iteration=self._inner_count,
+            advance=False,
+        )
+        return objective(
+            losses,
+            capture.views,
+            capture.levels(self.prefixes),
+            weighting=self.weighting,
+            regularizers=self.regularizers,
+            loss_transform=self.loss_transform,
+            context=context,
+            last=self.should_sync(),
+            full_report=full_report,
+            skipped=self.policy.found is not None,
+        )
 
     def _collect(self, outputs: Mapping, facts: Mapping | None = None) -> TaskLosses:
-        losses = collect(outputs, self._prefixes, self.extra_losses, self._losses, facts)
-        self._zeros.leave_out(losses, self._inner_count)
-        return losses
+        found = collect(outputs, self.prefixes, self.extra_losses, self._losses, facts)
+        return self._zeros.leave_out(found, self._inner_count)
 
     # ---- backward and step ----
 
@@ -290,32 +293,28 @@ class MultiTaskOptimWrapper(OptimWrapper):
             )
         step, self._pending = self._pending, None
         self.precision.start(loss.device)
-        if self._policy.found is None:
+        if self.policy.found is None:
             try:
                 self._backward(step, loss, kwargs)
             except NonFinite as error:
-                self._policy.take(error, self._inner_count)
+                self.policy.note(error, self._inner_count)
             else:
                 if self._log_due():
-                    report_gradients(self, step.losses, self._aggregation)
+                    report_gradients(self, step)
         self._inner_count += 1
 
     def _backward(self, step: Step, loss: Tensor, kwargs: dict) -> None:
-        last, factor = self.should_sync(), self.scale_loss(1.0)
-        if self._aggregation is None:
-            self._trainable()
-            if check_has_graph(loss):
-                (loss * self.precision.scale).backward(**kwargs)
-                check_reached(self._prepared, self._model_parameters)
-            keep_layouts(self._model_parameters)
-            self._graph = step.objectives if last else []
-            return
         trainable = self._trainable()
-        learned = self.weighting.learned()
-        if learned:
-            torch.autograd.backward(step.weighted * (factor * self.precision.scale), inputs=learned, retain_graph=True)
-        micro = MicroBatch.of_step(step, factor=factor, scale=self.precision.scale, last=last)
-        self._aggregation.backward(micro, trainable)
+        if self.level is None:
+            if checks.check_has_graph(loss):
+                (loss * step.scale).backward(**kwargs)
+                checks.check_reached(self.prepared, self._model_parameters)
+            keep_layouts(self._model_parameters)
+            self._graph = step.objectives if step.last else []
+            return
+        if learned := self.weighting.learned():
+            torch.autograd.backward(step.weighted * (step.factor * step.scale), inputs=learned, retain_graph=True)
+        self.level.backward(step, trainable)
 
     def _log_due(self) -> bool:
         return self.diagnostics_interval > 0 and self._inner_count % self.diagnostics_interval == 0
@@ -324,40 +323,40 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Unscales, checks, clips and steps; skips the step where something was not finite."""
         self.precision.unscale(self.optimizer)
         try:
-            if self._policy.found is None and self._aggregation is None:  # which has checked its own
-                check_gradients(self.optimizer.param_groups, self._graph, list(self._prefixes))
+            if self.policy.found is None and self.level is None:  # which has checked its own
+                check_gradients(self.optimizer.param_groups, self._graph, list(self.prefixes))
         except NonFinite as error:
-            self._policy.take(error, self._inner_count - 1)
+            self.policy.note(error, self._inner_count - 1)
         self._graph = []
-        if self._policy.found is not None:
+        if self.policy.found is not None:
             self._skip()
             return
-        with explain_sparse(self._model_parameters, self._prepared):
+        with checks.explain_sparse(self._model_parameters, self.prepared):
             self._clip_grad()
             self.precision.step(self.optimizer, **kwargs)
-        if self._aggregation is not None:
-            self._aggregation.apply_updates(self.optimizer)
-        self._policy.stepped()
-        self._buffers.forget()
+        if self.level is not None:
+            self.level.apply_updates(self.optimizer)
+        self.policy.stepped()
+        self.buffers.forget()
         for method in (self.weighting, *self.regularizers):
             method.end_step()
-        if self._second_look is not None:
+        if self.second_look is not None:
             with self.precision.autocast(self._model_parameters[0].device.type):
-                self._second_look.show(self.weighting, self._collect)
+                self.second_look.show(self.weighting, self._collect)
 
     def _skip(self) -> None:
         """Leaves weights, buffers, optimizer and the state of the methods as they were before this window."""
-        self._buffers.restore()
+        self.buffers.restore()
         for p in self._elsewhere.values():  # the optimizer that has them makes no step either
             p.grad = None
         self.weighting.drop_window()
-        if self._aggregation is not None:
-            self._aggregation.drop()
-        if self._second_look is not None:
-            self._second_look.forget()
+        if self.level is not None:
+            self.level.drop()
+        if self.second_look is not None:
+            self.second_look.forget()
         self.precision.back_off()
-        self._policy.skip(self._inner_count - 1)
-        self.message_hub.update_scalar('train/skipped_steps', float(self._policy.total))
+        self.policy.skip(self._inner_count - 1)
+        self.message_hub.update_scalar('train/skipped_steps', float(self.policy.total))
 
     def _clip_grad(self) -> None:
         """Clips the model's gradients; learned weights of a method are no part of the norm."""
@@ -394,7 +393,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
     def _optimizer_state(self) -> dict:
         return OptimWrapper.state_dict(self)
 
-    def _load_optimizer(self, state: dict, same: bool) -> None:
+    def load_optimizer(self, state: dict, same: bool) -> None:
+        """Restores the optimizer; ``same`` says whether what a method learns is the same."""
         if not same:
-            state = without_learned(state, self.optimizer, len(self._model_parameters), self._has_learned)
+            state = without_learned(state, self.optimizer, len(self._model_parameters), self.has_learned)
         OptimWrapper.load_state_dict(self, state)

@@ -26,7 +26,8 @@ WAITS_IN = (
     'torch.autograd',
     'mmrepmtl.utils.agreement',
     'mmrepmtl.methods.collectives',
-    'mmrepmtl.engine.rows',
+    'mmrepmtl.engine.gradients.rows',
+    'mmrepmtl.engine.gradients.writing',
     'mmengine.dist',
 )
 #: With an accelerator, the first number that is read waits for the collective that it came from.

@@ -101,7 +101,7 @@ def _optimizer_facts(wrapper) -> dict[str, Any]:
     several = isinstance(wrapper, OptimWrapperDict)
     wrappers = dict(wrapper.items()) if several else {'': wrapper}
     # What a method learns is in a group of its own, which may come with the first batch only.
-    learning = getattr(wrapper, 'weighting_optimizer', '') if getattr(wrapper, '_has_learned', False) else None
+    learning = getattr(wrapper, 'weighting_optimizer', '') if getattr(wrapper, 'has_learned', False) else None
     facts: dict[str, Any] = {}
     for name, one in wrappers.items():
         groups = one.optimizer.param_groups

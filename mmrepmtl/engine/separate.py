@@ -8,9 +8,9 @@ from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWr
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from torch import nn
 
+from mmrepmtl.engine.gradients.writing import clip_gradients
 from mmrepmtl.engine.method_state import without_learned
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
-from mmrepmtl.engine.rows import clip_gradients
 from mmrepmtl.registry import OPTIM_WRAPPERS
 
 _ENTRY = ('optimizer', 'modules', 'paramwise_cfg', 'clip_grad')
@@ -155,7 +155,8 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
     def _optimizer_state(self) -> dict:
         return OptimWrapperDict.state_dict(self)
 
-    def _load_optimizer(self, state: dict, same: bool) -> None:
+    def load_optimizer(self, state: dict, same: bool) -> None:
+        """Restores every optimizer; ``same`` says whether what a method learns is the same."""
         if set(state) != set(self.optim_wrappers):
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the checkpoint holds the state of the optimizers {sorted(map(str, state))}, '
@@ -164,7 +165,7 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
         for name, member in self.optim_wrappers.items():
             own = state[name]
             if not same:
-                learns = self._has_learned and name == self.weighting_optimizer
+                learns = self.has_learned and name == self.weighting_optimizer
                 own = without_learned(own, member.optimizer, self._counts[name], learns)
             member.load_state_dict(own)
 

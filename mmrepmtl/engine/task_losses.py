@@ -1,7 +1,7 @@
 """From a model's loss dict to one scalar per task, equal on all ranks in value."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmengine.logging import print_log
@@ -11,13 +11,12 @@ from mmrepmtl.methods.collectives import num_processes, own_group
 from mmrepmtl.utils.agreement import NamedSum
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class TaskLosses:
-    """The losses of one forward pass.
+    """What a model returned in one forward pass: its losses, in the order of the tasks.
 
     Attributes:
-        losses: {task: scalar}: global (mean over ranks) in value, local in gradient, float32 or wider. Kept apart,
-            never
+        losses: {task: scalar}: global (mean over ranks) in value, local in gradient, float32 or wider. They are never
             stacked: the gradient of one must not run through the graph of the others.
         losses_T: Their values, detached, (T,).
         labelled_T: Which tasks have a label anywhere in the global batch, (T,) bool.
@@ -205,16 +204,15 @@ class ZeroLosses:
 
     def __init__(self, mode: str, methods: Sequence, regularizers: Sequence, loss_transform: str | None) -> None:
         own = any(method is not None and method.loss_transform == 'own' for method in methods)
-        log = loss_transform == 'log' or any(getattr(r, 'saliency_transform', None) == 'log' for r in regularizers)
+        log = loss_transform == 'log' or any(r.needs_positive_losses for r in regularizers)
         self.acts = mode == 'unlabelled' and (own or log)
         self._said: set[str] = set()
 
-    def leave_out(self, losses: TaskLosses, iteration: int) -> None:
-        """Takes the label of tasks whose loss is 0; the same on all ranks, because the value is."""
+    def leave_out(self, losses: TaskLosses, iteration: int) -> TaskLosses:
+        """The losses without the label of tasks whose loss is 0; the same on all ranks, because the value is."""
         if not self.acts:
-            return
+            return losses
         zero_T = losses.labelled_T & (losses.losses_T == 0)
-        losses.labelled_T = losses.labelled_T & ~zero_T
         for task, zero in zip(losses.losses, zero_T.tolist(), strict=True):
             if zero and task not in self._said:
                 self._said.add(task)
@@ -224,6 +222,7 @@ class ZeroLosses:
                     logger='current',
                     level=30,
                 )
+        return replace(losses, labelled_T=losses.labelled_T & ~zero_T)
 
 
 def _without_loss(key: str) -> str:

@@ -1,34 +1,87 @@
+"""The contract of a penalty on the shared representation: what it is told, and what it tells the trainer."""
+
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class RegularizerContext:
+    """What a regulariser is told about the step that it is called in.
+
+    The defaults are those of a plain training loop. :class:`~mmrepmtl.engine.MultiTaskOptimWrapper` fills all fields.
+
+    Args:
+        scale: Gradient scaler's scale (float16), else 1. A regulariser multiplies the losses by it before it
+            differentiates them at Z, so that small gradients do not vanish, and divides its result by it. It does not
+            multiply its terms: the trainer scales the whole objective.
+        backward_scale: What the final backward multiplies the objective by beyond ``scale``: 1 / micro-batches of the
+            accumulation window. The terms do not hold it; it is for what hooks measure during that backward.
+        task_weights: (T,) derivative of the objective by each of the losses that the regulariser is given, in their
+            order; None in a loop that does not tell.
+        slices: {task: its rows of Z} where one tensor holds the samples of tasks that do not share them, else None.
+        process_group: The processes that share the batch, for collectives of the regulariser's own; None is the default
+            group of torch.distributed.
+        measure_gradient: Whether :attr:`Regularizer.gradient_squares` is asked for after this step.
+        iteration: Forward passes of the run before this one.
+        advance: Whether the call ends an optimizer step by itself. The trainer always passes False and calls
+            :meth:`Regularizer.end_step` once the step is made, which it may not be, and which takes several calls with
+            accumulation.
+    """
+
+    scale: float | Tensor = 1.0
+    backward_scale: float = 1.0
+    task_weights: Tensor | None = None
+    slices: Mapping[str, slice] | None = None
+    process_group: Any = None
+    measure_gradient: bool = False
+    iteration: int = 0
+    advance: bool = True
+
+
+#: That of a training loop of one's own.
+PLAIN = RegularizerContext()
 
 
 class Regularizer(nn.Module):
     """Base of penalties on the shared representation, added to the objective after weighting and aggregation.
 
-    ``forward`` returns its terms already multiplied by their weights, as a dict of scalars; with several processes the
-    *mean over ranks* of the terms and of their gradients is the term of the concatenated batch, which is the
-    convention of DistributedDataParallel. ``diagnostics`` holds plain floats of the last call for the log.
+    A subclass has to define :meth:`forward`. All else has a default. What has to survive a resume are buffers and
+    parameters, which ``state_dict()`` holds.
+
+    With several processes the *mean over ranks* of the terms and of their gradients is the term of the whole batch, as
+    is the convention of DistributedDataParallel. A mean over this process's samples is right as it is.
     """
 
-    #: Prefix of the diagnostics in the log.
+    #: Prefix of the diagnostics in the log; each regulariser of a run needs another one.
     name: str = 'regularizer'
-    #: {task: its rows of Z} where one tensor holds the samples of tasks that do not share them; set before each call.
-    slices: Mapping[str, slice] | None = None
+    #: Names of the diagnostics that are logged in each iteration. The others come every ``diagnostics_interval``.
+    always_logged: tuple[str, ...] = ()
 
-    def forward(self, losses: Mapping[str, Tensor], representation, *, scale: float | Tensor = 1.0,
-                advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
+    @property
+    def needs_positive_losses(self) -> bool:
+        """Whether it takes logarithms of the losses, so that a loss of exactly 0 counts as one without a label."""
+        return False
+
+    def forward(
+        self, losses: Mapping[str, Tensor], representation, context: RegularizerContext = PLAIN
+    ) -> dict[str, Tensor]:
         """Computes the penalty.
+
+        It is called with autocast off, once per micro-batch. Float16 or bfloat16 representations arrive as they are.
 
         Args:
             losses: {task: scalar loss}, attached to the graph, not transformed, unweighted, in the order of the tasks.
-                Tasks that no sample of the global batch is labelled for are absent.
+                Tasks that no sample of the global batch is labelled for are absent; without any there is no call. Their
+                values are means over ranks, their gradients this rank's.
             representation: The shared representation that the losses were computed from: a tensor, a list of them
                 (several levels) or {task: tensor} (tasks that do not share samples).
-            scale: The losses are multiplied by it before they are differentiated (float16; the result is invariant).
-            advance: Whether this call ends an optimizer step by itself. The trainer always passes False and calls
-                :meth:`end_step` once the step is made.
-            task_weights: (T,) factor of each task's transformed loss in the objective; only used by diagnostics.
+            context: What else is known about this step.
+
+        Returns:
+            {name: scalar term}, already multiplied by the weights of the penalty, never by ``context.scale``.
         """
         raise NotImplementedError
 
@@ -42,5 +95,15 @@ class Regularizer(nn.Module):
 
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Name -> value of the last call."""
+        """{name: value of the last call}, under the same names on all ranks; the log shows the mean over ranks."""
         return {}
+
+    def shown_state(self) -> dict[str, Any]:
+        """What :attr:`diagnostics` are made of, tensors on the CPU, for a checkpoint between two measurements.
+
+        Only a regulariser that leaves out steps needs it: the log of a resumed run then equals an uninterrupted one.
+        """
+        return {}
+
+    def load_shown_state(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`shown_state`."""

@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from mmrepmtl.methods.collectives import Ranks, full_precision
 from mmrepmtl.methods.csa import align, as_positions, cross_task_saliency_alignment
-from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.regularizer import PLAIN, Regularizer, RegularizerContext
 from mmrepmtl.methods.saliency import (
     LAYOUTS,
     Representation,
@@ -31,7 +31,8 @@ from mmrepmtl.methods.saliency import (
 )
 from mmrepmtl.methods.tsr import ownership, task_saliency_regulation
 
-__all__ = ['RepMTL', 'cross_task_saliency_alignment', 'identity_views', 'task_saliency', 'task_saliency_regulation']
+__all__ = ['RegularizerContext', 'RepMTL', 'cross_task_saliency_alignment', 'identity_views', 'task_saliency',
+           'task_saliency_regulation']
 
 #: Below this entropy / ln T one task owns almost every position.
 _COLLAPSED = 0.1
@@ -49,8 +50,8 @@ class RepMTL(Regularizer):
         gather_negatives: CSA contrasts with the samples of all processes, and is then equal to one process on the whole
             batch. Otherwise each process contrasts its own, and the mean over processes is taken.
         shared_samples: ``False`` where each task has samples of its own; these are paired by position.
-            ``representation`` is then {task: Z_t}, or one tensor with the ``slices`` of the tasks. ``None``: as the
-            representation says.
+            ``representation`` is then {task: Z_t}, or one tensor with the ``slices`` of the tasks in the context.
+            ``None``: as the representation says.
         saliency_transform: ``'log'``: the saliency is that of log losses, whose factor 1 / loss is a constant.
             ``None``: that of the losses.
         layout: ``'NCHW'``, ``'NHWC'`` or ``'NLC'`` (tokens); B x C maps go with each of the first two.
@@ -64,17 +65,15 @@ class RepMTL(Regularizer):
             clipping this is not the same as a penalty at each step.
 
     Attributes:
-        process_group: The processes that share a batch; ``None`` is the default group.
-        measure_gradient: Whether ``diagnostics`` gets ``grad_ratio``, for some arithmetic on tensors as large as Z.
-        backward_scale: What the final backward multiplies the objective by beyond ``scale`` (1 / accumulation); only
-            used for ``grad_ratio``.
-        slices: {task: its rows of Z} where one tensor holds the samples of all tasks (``shared_samples=False``).
+        measure_gradient: Whether ``diagnostics`` gets ``grad_ratio`` after each call, and not only after those whose
+            context asks for it. It costs some arithmetic on tensors as large as Z.
 
     Raises:
         ValueError: An argument out of its range.
     """
 
     name = 'rep_mtl'
+    always_logged = ('tsr', 'csa')
     num_steps: Tensor
 
     def __init__(self, lambda_tsr: float = 0.9, lambda_csa: float = 0.9, temperature: float = 1.0,
@@ -102,10 +101,7 @@ class RepMTL(Regularizer):
         self.saliency_transform = saliency_transform
         self.layout, self.num_prefix_tokens, self.through = layout, num_prefix_tokens, through
         self.warmup_iters, self.saliency_floor, self.interval = warmup_iters, saliency_floor, interval
-        self.process_group: Any = None
         self.measure_gradient = False
-        self.backward_scale: float | Tensor = 1.0
-        self.slices: Mapping[str, slice] | None = None
         # Optimizer steps so far, in the checkpoint: a resumed run keeps its interval and its warmup.
         self.register_buffer('num_steps', torch.zeros((), dtype=torch.long))
         self._values: dict[str, Tensor] = {}
@@ -120,20 +116,23 @@ class RepMTL(Regularizer):
                  'warmup_iters', 'saliency_floor', 'interval')
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
 
-    def forward(self, losses: Mapping[str, Tensor], representation: Representation, *, scale: float | Tensor = 1.0,
-                advance: bool = True, task_weights: Tensor | None = None) -> dict[str, Tensor]:
+    @property
+    def needs_positive_losses(self) -> bool:
+        """Whether the saliency is that of log losses."""
+        return self.saliency_transform == 'log'
+
+    def forward(self, losses: Mapping[str, Tensor], representation: Representation,
+                context: RegularizerContext = PLAIN) -> dict[str, Tensor]:
         """Computes both terms; see :class:`~mmrepmtl.methods.regularizer.Regularizer`.
 
         Args:
             losses: {task: scalar loss}, attached, not transformed, unweighted.
             representation: The very tensor(s) that the heads read. Of several levels, or where deeper layers read it
                 too, the :func:`identity_views`.
-            scale: Factor of the final backward (float16's loss scale); the losses are multiplied by it before they are
-                differentiated. It cannot help where TSR's gradient exceeds float16 at a position whose saliencies
-                cancel: there use ``saliency_floor``.
-            advance: Whether this call ends an optimizer step by itself.
-            task_weights: (T,) weight in the objective of each task's loss, transformed as ``saliency_transform`` says
-                (default: ones); for ``grad_ratio`` only.
+            context: What is known about this step. Its ``scale`` cannot help where TSR's gradient exceeds float16 at a
+                position whose saliencies cancel: there use ``saliency_floor``. Its ``task_weights`` and
+                ``backward_scale`` are for ``grad_ratio`` only; without ``task_weights`` the objective is taken for the
+                sum of the losses, transformed as ``saliency_transform`` says.
 
         Returns:
             ``loss_tsr`` and ``loss_csa``, times their weight, warmup and interval; zeros at the steps without penalty.
@@ -146,56 +145,64 @@ class RepMTL(Regularizer):
         losses = name_losses(losses)
         # Reading a counter on the accelerator would wait for it.
         step = int(self.num_steps) if self.interval > 1 or self.warmup_iters else 0
-        if advance:
+        if context.advance:
             self.end_step()
         if step % self.interval or not (self.lambda_tsr or self.lambda_csa):
             zero = next(iter(losses.values())).new_zeros(())
             return dict(loss_tsr=zero, loss_csa=zero.clone())
         factor = self.interval * (min(1.0, step / self.warmup_iters) if self.warmup_iters else 1.0)
         with full_precision(next(iter(losses.values())).device.type):
-            return self._penalty(losses, representation, scale, factor, task_weights)
+            return self._penalty(losses, representation, context, factor)
 
-    def _penalty(self, losses: Mapping[str, Tensor], representation: Representation, scale: float | Tensor,
-                 factor: float, task_weights: Tensor | None) -> dict[str, Tensor]:
-        sources = self._sources(losses, representation)
-        ranks = Ranks(self.process_group)
-        transform, sizes = self._exchange(losses, sources, ranks)
+    def _penalty(self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext,
+                 factor: float) -> dict[str, Tensor]:
+        scale, slices = context.scale, context.slices
+        sources = self._sources(losses, representation, slices)
+        ranks = Ranks(context.process_group)
+        transform, sizes = self._exchange(losses, sources, ranks, slices)
         gradients = differentiate(losses, sources, {task: scale * transform[task] for task in losses})
         # A loss without a label has another graph (a zero), so each task is looked at until its saliency is not zero.
         if unchecked := {task: loss for task, loss in losses.items() if task not in self._checked}:
             check_twice_differentiable(unchecked, sources, gradients)
             self._checked |= {task for task in unchecked if any(bool(part.any()) for part in gradients[task])}
         # Both penalties are invariant to the scale, so it stays in: dividing would copy the saliency.
-        levels = stack_levels(gradients, self.layout, self.num_prefix_tokens, self.slices)
+        levels = stack_levels(gradients, self.layout, self.num_prefix_tokens, slices)
         levels = [as_positions(level) for level in levels]
         tsr, csa = self._measure(losses, levels, ranks, sizes)
         terms = dict(loss_tsr=factor * self.lambda_tsr * tsr, loss_csa=factor * self.lambda_csa * csa)
-        weights_T = torch.ones(len(losses)) if task_weights is None else task_weights
-        tasks = _combine(sources, gradients, [weight / scale for weight in weights_T]) if self.measure_gradient else {}
-        self._squares = {}
+        self._squares, tasks = {}, {}
+        if self.measure_gradient or context.measure_gradient:
+            if context.task_weights is None:
+                factors = [1 / scale] * len(losses)
+            else:  # the gradients are those of scale * transform * loss
+                factors = [weight / (scale * transform[task])
+                           for task, weight in zip(losses, context.task_weights, strict=True)]
+            tasks = _combine(sources, gradients, factors)
         if self.through == 'representation':
             return self._through_representation(terms, sources, scale, tasks)
         for index, (source, part) in tasks.items():
-            self._record_at_backward(index, source, part, scale)
+            self._record_at_backward(index, source, part, scale * context.backward_scale)
         return terms
 
-    def _sources(self, losses: Mapping[str, Tensor], representation: Representation) -> dict[str, list[Tensor]]:
+    def _sources(self, losses: Mapping[str, Tensor], representation: Representation,
+                 slices: Mapping[str, slice] | None) -> dict[str, list[Tensor]]:
         per_task = isinstance(representation, Mapping)
-        if self.shared_samples and (per_task or self.slices is not None):
+        if self.shared_samples and (per_task or slices is not None):
             raise ValueError('RepMTL: a representation per task, or slices of it, needs shared_samples=False')
         own = self.shared_samples is False
-        if (own or per_task) and per_task == (self.slices is not None):
+        if (own or per_task) and per_task == (slices is not None):
             raise ValueError('RepMTL: shared_samples=False needs the representation as {task: tensor}, or as one '
-                             'tensor with the attribute slices = {task: its rows}, and not both')
+                             'tensor with the context\'s slices = {task: its rows}, and not both')
         return sources_of_tasks(losses, representation)
 
     def _exchange(self, losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
-                  ranks: Ranks) -> tuple[dict[str, float | Tensor], list[int]]:
+                  ranks: Ranks, slices: Mapping[str, slice] | None
+                  ) -> tuple[dict[str, float | Tensor], list[int]]:
         """Factor of each loss in the saliency, and the number of samples of each rank."""
-        if self.slices is None:
+        if slices is None:
             length = min(len(source[0]) for source in sources.values())
         else:
-            length = min(len(range(*self.slices[task].indices(len(sources[task][0])))) for task in losses)
+            length = min(len(range(*slices[task].indices(len(sources[task][0])))) for task in losses)
         values_T = torch.stack([loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
                                 for loss in losses.values()])
         shapes = [level.shape for level in next(iter(sources.values()))]
@@ -266,7 +273,7 @@ class RepMTL(Regularizer):
         return terms
 
     def _record_at_backward(self, index: int, source: Tensor, tasks: Tensor, scale: float | Tensor) -> None:
-        """Measures the penalty's gradient as what arrives at ``source`` beyond the tasks' part."""
+        """Measures the penalty's gradient as what arrives at ``source`` beyond the tasks' part; ``scale`` is in it."""
         squares = self._squares
         # A hook of the node below Z: one of Z itself would also see other methods' torch.autograd.grad(..., Z).
         edge = get_gradient_edge(source)
@@ -277,7 +284,7 @@ class RepMTL(Regularizer):
         def record(gradients: tuple[Tensor | None, ...]) -> None:
             if gradients[number] is not None and parts:
                 part = parts.pop()
-                total = gradients[number].detach().to(part.dtype) / (scale * self.backward_scale)
+                total = gradients[number].detach().to(part.dtype) / scale
                 squares[index] = _squares(total - part, part)
 
         edge.node.register_prehook(record)
@@ -332,6 +339,18 @@ class RepMTL(Regularizer):
     def end_step(self) -> None:
         """Counts an optimizer step."""
         self.num_steps += 1
+
+    def shown_state(self) -> dict[str, Any]:
+        """What was measured last; the distinct tensors of Z are numbered, because their identities change."""
+        values = {name: value.detach().cpu() for name, value in self._values.items()}
+        squares = {number: value.detach().cpu() for number, value in enumerate(self._squares.values())}
+        return dict(values=values, squares=squares) if values or squares else {}
+
+    def load_shown_state(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`shown_state`."""
+        device = self.num_steps.device
+        self._values = {name: value.to(device) for name, value in state.get('values', {}).items()}
+        self._squares = {number: value.to(device) for number, value in state.get('squares', {}).items()}
 
 
 def _combine(sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]],

@@ -80,7 +80,7 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
                 sample.set_metainfo(dict(img_shape=shape, pad_shape=(height, width)))
                 if training and shape != (height, width):
                     self._pad_targets(sample, shape, (height, width))
-        batch = torch.stack([_pad(self._normalise(image), (height, width), 0) for image in images])
+        batch = torch.stack([_pad(self.normalise(image), (height, width), 0) for image in images])
         return dict(inputs=batch, data_samples=samples if samples is None else list(samples))
 
     def _batch_size_of(self, images: Sequence[Tensor]) -> tuple[int, int]:
@@ -90,7 +90,8 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
     def _round_up(self, length: int) -> int:
         return math.ceil(length / self.size_divisor) * self.size_divisor
 
-    def _normalise(self, image: Tensor) -> Tensor:
+    def normalise(self, image: Tensor) -> Tensor:
+        """Subtracts the mean and divides by the standard deviation, if the model asks for it; (..., 3, H, W)."""
         return (image - self.mean.to(image)) / self.std.to(image) if self.normalises else image
 
     def _pad_targets(self, sample: MultiTaskDataSample, shape: tuple[int, int], size: tuple[int, int]) -> None:

@@ -44,7 +44,7 @@ def train_skipping(rank, name):
         if seed == 2 and rank == 1:
             part['c'].view(-1)[0] = 7
         wrapped.train_step(part, wrapper)
-    return dict(parameters=[p.detach() for p in model.parameters()], skipped=wrapper._policy.total)
+    return dict(parameters=[p.detach() for p in model.parameters()], skipped=wrapper.policy.total)
 
 
 class Watched:

@@ -334,8 +334,8 @@ class StepsOfPenalty(Regularizer):
         super().__init__()
         self.steps = 0
 
-    def forward(self, losses, representation, *, scale=1.0, advance=True, task_weights=None):
-        assert not advance
+    def forward(self, losses, representation, context):
+        assert not context.advance
         return dict(loss_none=0 * sum(losses.values()))
 
     def end_step(self):
@@ -344,9 +344,7 @@ class StepsOfPenalty(Regularizer):
 
 def test_methods_are_told_when_a_step_was_made_and_when_it_was_not():
     model, weighting, regularizer = make_model(), Steps(), StepsOfPenalty()
-    wrapper = wrap(
-        model, weighting=weighting, regularizers=[regularizer], accumulative_counts=3, on_nonfinite='skip'
-    )
+    wrapper = wrap(model, weighting=weighting, regularizers=[regularizer], accumulative_counts=3, on_nonfinite='skip')
     run(model, wrapper, [make_batch()] * 6)
     window = ['forward'] * 3
     assert weighting.told == [*window, 'end', *window, 'end'] and regularizer.steps == 2
@@ -360,8 +358,8 @@ def test_a_step_keeps_one_copy_of_each_row_and_one_gradient():
     model = make_model()
     wrapper = wrap(model, aggregator=dict(type='PCGrad'))
     run(model, wrapper, [make_batch()])
-    buffer = wrapper._aggregation.rows.buffer
+    buffer = wrapper.level.rows.buffer
     size = sum(p.numel() for p in model.encoder.parameters())
     assert buffer.shape == (1, 3, size)
     run(model, wrapper, [make_batch(seed=1)])
-    assert wrapper._aggregation.rows.buffer is buffer
+    assert wrapper.level.rows.buffer is buffer

@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from mmrepmtl.engine import MultiTaskOptimWrapper, rows
+from mmrepmtl.engine import MultiTaskOptimWrapper
+from mmrepmtl.engine.gradients import writing
 from tests.engine.harness import REP, Ones, OnesOnRows, run, wrap
 from tests.engine.toy import BadGradient, ToyModel, bad_batch, make_batch, make_model, max_difference
 
@@ -155,18 +156,18 @@ def test_a_short_last_window_does_not_read_the_rows_of_one_that_was_dropped():
     run(model, wrapper, [make_batch(seed=1), make_batch(seed=2), bad_batch()])
     before = model.encoder[0].weight.clone()
     run(model, wrapper, [make_batch(seed=3)])  # the last one of the run, and a window of its own
-    assert wrapper._policy.total == 1 and not torch.equal(model.encoder[0].weight, before)
+    assert wrapper.policy.total == 1 and not torch.equal(model.encoder[0].weight, before)
 
 
 @pytest.fixture
 def two_processes(monkeypatch):
     """As on one of two ranks whose other one has the same gradients."""
-    monkeypatch.setattr(rows, 'num_processes', lambda: 2)
+    monkeypatch.setattr(writing, 'num_processes', lambda: 2)
     monkeypatch.setattr(dist, 'all_reduce', lambda tensor, group=None: tensor.mul_(2))
 
 
 def test_gradients_are_averaged_in_buckets(two_processes, monkeypatch):
-    monkeypatch.setattr(rows, 'BUCKET', 11)
+    monkeypatch.setattr(writing, 'BUCKET', 11)
     sizes = [(3,), (4, 2), (25,), (1,), (2,), (9,)]
     parameters = [nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in sizes]
     parameters[3] = nn.Parameter(torch.zeros(1, dtype=torch.float32))
@@ -174,8 +175,8 @@ def test_gradients_are_averaged_in_buckets(two_processes, monkeypatch):
     for p, grad in zip(parameters[:-1], grads, strict=False):
         p.grad = grad.clone()
     owned = [p.grad for p in parameters]
-    rows.average_gradients(parameters, None)
+    writing.average_gradients(parameters, None)
     assert all(torch.equal(p.grad, grad) for p, grad in zip(parameters[:-1], grads, strict=False))
     assert parameters[-1].grad is None and all(p.grad is grad for p, grad in zip(parameters, owned, strict=True))
-    lengths = [[p.numel() for p in bucket] for bucket in rows.in_buckets(parameters)]
+    lengths = [[p.numel() for p in bucket] for bucket in writing.in_buckets(parameters)]
     assert lengths == [[3, 8], [25], [1], [2, 9]]

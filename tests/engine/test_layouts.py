@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
-from mmrepmtl.engine.rows import accumulate, average_gradients, in_layout_of, segment_in_layout_of
+from mmrepmtl.engine.gradients.writing import accumulate, average_gradients, in_layout_of, segment_in_layout_of
 from tests.engine.harness import REP, run
 from tests.engine.overlays import CASES, ready, settings_of
 from tests.engine.toy import ToyModel, make_batch, make_model, max_difference

@@ -139,7 +139,7 @@ def test_the_counts_are_part_of_the_checkpoint():
     run(model, wrapper, [make_batch(), dict(make_batch(), c=make_batch()['c'] * NAN)])
     other = wrap(make_model(), on_nonfinite='skip')
     other.load_state_dict(wrapper.state_dict())
-    assert other._policy.state_dict() == dict(total=1, in_a_row=1)
+    assert other.policy.state_dict() == dict(total=1, in_a_row=1)
 
 
 @pytest.mark.parametrize('settings', [dict(on_nonfinite='ignore'), dict(max_skipped=0)])

@@ -11,8 +11,8 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmrepmtl.engine import MultiTaskOptimWrapper
+from mmrepmtl.engine.gradients.writing import in_layout_of
 from mmrepmtl.engine.methods import build_method
-from mmrepmtl.engine.rows import in_layout_of
 from mmrepmtl.methods.rep_mtl import RepMTL
 from mmrepmtl.registry import AGGREGATORS, WEIGHTINGS
 from tests.engine.harness import Ones, OnesOnRows

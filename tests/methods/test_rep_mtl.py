@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.regularizer import Regularizer, RegularizerContext
 from mmrepmtl.methods.rep_mtl import RepMTL, identity_views
 from tests.methods.rep_mtl_reference import (
     TwoLayerNet,
@@ -69,7 +69,7 @@ def test_terms_carry_weight_warmup_and_interval(net):
 
     def step(regularizer, **arguments):
         z, losses = net.losses(*images)
-        return {name: term.item() for name, term in regularizer(losses, z, **arguments).items()}
+        return {name: term.item() for name, term in regularizer(losses, z, RegularizerContext(**arguments)).items()}
 
     plain = step(RepMTL(lambda_tsr=0.9, lambda_csa=0.4))
     regularizer = RepMTL(lambda_tsr=1.8, lambda_csa=0.8, warmup_iters=4)
@@ -107,7 +107,7 @@ def test_scale_of_task_losses_and_of_the_batch_of_float32(net):
     torch.testing.assert_close(RepMTL()(scaled, z), terms)
     torch.testing.assert_close(RepMTL(saliency_transform=None)({task: loss * 1e-8 for task, loss in losses.items()}, z),
                                RepMTL(saliency_transform=None)(losses, z), rtol=1e-4, atol=0)
-    torch.testing.assert_close(RepMTL()(losses, z, scale=2.0**16), terms)
+    torch.testing.assert_close(RepMTL()(losses, z, RegularizerContext(scale=2.0**16)), terms)
     permuted = {task: losses[task] for task in 'cab'}
     torch.testing.assert_close(RepMTL()(permuted, z), terms)
 
@@ -142,7 +142,7 @@ def test_float16_gradients_survive_through_the_loss_scale(through):
         z = inputs.to(dtype) @ parameter.T
         losses = {task: (z @ head.to(dtype)).tanh().float().square().mean() * 1e-2
                   for task, head in zip(TASKS, heads, strict=True)}
-        terms = RepMTL(through=through, saliency_floor=0.3)(losses, z, scale=scale)
+        terms = RepMTL(through=through, saliency_floor=0.3)(losses, z, RegularizerContext(scale=scale))
         (total(terms) * scale).backward()
         return parameter.grad.float().flatten() / scale
 
@@ -162,9 +162,10 @@ def test_diagnostics(net, through, scale, backward_scale):
     z, losses = net.losses(*batch())
     regularizer = RepMTL(0.9, 0.5, through=through)
     assert regularizer.diagnostics == {}
-    regularizer.measure_gradient, regularizer.backward_scale = True, backward_scale
     weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
-    terms = regularizer(losses, z, scale=scale, task_weights=weights)
+    slopes = weights / torch.stack(list(losses.values())).detach()  # the objective is made of log losses
+    terms = regularizer(losses, z, RegularizerContext(scale=scale, backward_scale=backward_scale, task_weights=slopes,
+                                                      measure_gradient=True))
     assert ('grad_ratio' in regularizer.diagnostics) == (through == 'representation')
     logs = {task: loss.log() for task, loss in losses.items()}
     objective = sum(weight * log for weight, log in zip(weights, logs.values(), strict=True))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmrepmtl.methods.rep_mtl import RepMTL, identity_views, task_saliency
+from mmrepmtl.methods.rep_mtl import RegularizerContext, RepMTL, identity_views, task_saliency
 from tests.methods.rep_mtl_reference import (
     TwoLayerNet,
     batch,
@@ -112,8 +112,8 @@ def test_tasks_with_samples_of_their_own(net):
               for seed, (task, samples) in enumerate(zip(TASKS, (4, 6, 5), strict=True))}
     torch.testing.assert_close(task_saliency(losses, joint, slices=slices),
                                expected.detach() * torch.stack(list(losses.values())).reshape(3, 1, 1, 1, 1))
-    regularizer.slices = slices
-    torch.testing.assert_close(total(regularizer(losses, joint)), total(terms), rtol=1e-10, atol=0)
+    context = RegularizerContext(slices=slices)
+    torch.testing.assert_close(total(regularizer(losses, joint, context)), total(terms), rtol=1e-10, atol=0)
 
 
 def test_representations_that_do_not_fit():
