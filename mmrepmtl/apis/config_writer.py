@@ -49,7 +49,7 @@ def config_text(content: Mapping[str, Any]) -> str | None:
     text = ''.join(f'{key} = {_text(value, len(key) + 3, 0)}\n' for key, value in content.items())
     try:
         ast.parse(text)
-    except SyntaxError:  # of an object, such as <function at 0x...>
+    except SyntaxError:  # an object has no text that can be read back, such as <function at 0x...>
         return None
     return text
 
