@@ -1,24 +1,28 @@
 """Which checkpoint a run starts from, and what becomes of the files that an earlier run left in its work directory."""
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from mmrepmtl.engine.hooks.metrics_file import METRICS_FILE
 from mmrepmtl.engine.hooks.resume import seed_sentence
 from mmrepmtl.engine.hooks.saving import name_last
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT, HISTORY_FILE
 from mmrepmtl.engine.last_checkpoint import (
     LAST_CHECKPOINT,
+    WholeCheckpoint,
     checkpoint_folders,
     examine,
-    find_checkpoint,
+    find_whole,
     run_checkpoints,
 )
+from mmrepmtl.engine.last_checkpoint import find_checkpoint as find_checkpoint
 from mmrepmtl.engine.resumable import check_complete
 from mmrepmtl.utils.checkpoint import load_checkpoint
 from mmrepmtl.utils.files import sweep_temporary
@@ -68,10 +72,12 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
         check_complete(checkpoint, start)
         return _take_over(cfg, checkpoint) + _go_on_from(cfg, Path(start), trust_checkpoint)
     notes: list[str] = []
-    found = find_checkpoint(cfg, trust_checkpoint, notes)
+    found = find_whole(cfg, trust_checkpoint, notes)
     if found is not None:
-        cfg.load_from = str(found)
-        return notes + _take_over(cfg, load_checkpoint(found, trust=trust_checkpoint))
+        cfg.load_from = str(found.path)
+        notes += _take_over(cfg, load_checkpoint(found.path, trust=trust_checkpoint))
+        reason = f'this one goes on from iteration {found.iterations}'
+        return notes + _set_aside(cfg, _later_results(cfg, found), reason, copied=_histories(cfg))
     cfg.resume, cfg.load_from = False, cfg.get(NEW_RUN_FROM)
     _check_weights(cfg.load_from, trust_checkpoint)
     weights = f' from the weights of {cfg.load_from}' if cfg.load_from else ''
@@ -130,6 +136,35 @@ def _results(cfg: Config) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
+def _later_results(cfg: Config, start: WholeCheckpoint) -> list[Path]:
+    """Results of iterations after ``start``: none of this run, which may have other settings from there on.
+
+    A file that cannot be read is left to the hook that writes it.
+    """
+    if not is_first(cfg):
+        return []
+
+    def iteration(name: str) -> int:
+        path = Path(cfg.work_dir, name)
+        try:
+            if name == BEST_CHECKPOINT:
+                return int(load_checkpoint(path)['meta']['iter'])
+            content = json.loads(path.read_text(encoding='utf-8'))
+            if name == HISTORY_FILE:
+                return max(int(entry['iter']) for entry in content['history'])
+            return int(content['meta']['iteration'])
+        except (ValueError, TypeError, KeyError, OSError):
+            return 0
+
+    names = (BEST_CHECKPOINT, HISTORY_FILE, METRICS_FILE)
+    return [Path(cfg.work_dir, name) for name in names if iteration(name) > start.iterations]
+
+
+def _histories(cfg: Config) -> list[Path]:
+    """The file of which a resumed run needs the part up to its start."""
+    return [Path(cfg.work_dir, HISTORY_FILE)]
+
+
 def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     """Keeps what another run, or this one after ``start``, has left where the run will write."""
     if not is_first(cfg):  # which moves what this would read
@@ -143,13 +178,14 @@ def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
             found = examine(path, trust, [], refuse=False)
             if found is not None and found.iterations > progress.iterations:
                 later.append(path)
-    notes = _set_aside(cfg, later, f'this one goes back to {start}')
+    later += _later_results(cfg, progress)
+    notes = _set_aside(cfg, later, f'this one goes back to {start}', copied=_histories(cfg))
     name_last(cfg.work_dir, os.path.abspath(start))
     return notes
 
 
-def _set_aside(cfg: Config, files: list[Path], reason: str) -> list[str]:
-    """Moves files into ``previous_TIME``; those that the config starts from keep their names as well."""
+def _set_aside(cfg: Config, files: list[Path], reason: str, copied: Sequence[Path] = ()) -> list[str]:
+    """Moves files into ``previous_TIME``; ``copied`` ones and those that the config starts from keep their names."""
     if not files or not is_first(cfg):
         return []
     needed = {os.path.realpath(text) for text in _strings(cfg.to_dict()) if os.sep in text or '.' in text}
@@ -158,7 +194,7 @@ def _set_aside(cfg: Config, files: list[Path], reason: str) -> list[str]:
         moved = [path for path in files if path.parent == folder]
         target = _new_folder(folder)
         for path in moved:
-            if os.path.realpath(path) in needed:
+            if os.path.realpath(path) in needed or path in copied:
                 shutil.copy2(path, target / path.name)
             else:
                 os.replace(path, target / path.name)

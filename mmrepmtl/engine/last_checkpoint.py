@@ -42,6 +42,14 @@ def find_checkpoint(
         ValueError: If there are checkpoints, or there were, and none can be resumed: with the reason for each. If the
             newest one could run code.
     """
+    found = find_whole(cfg, trust_checkpoint, notes, weights_only)
+    return found and found.path
+
+
+def find_whole(
+    cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None, weights_only: bool = False
+) -> WholeCheckpoint | None:
+    """:func:`find_checkpoint` with the progress that the file holds."""
     notes = [] if notes is None else notes
     left_out: list[str] = []
     moved: list[str] = []
@@ -71,7 +79,7 @@ def find_checkpoint(
             f'{who}{"takes" if weights_only else "goes on from"} {best.path}, the newest whole checkpoint (epoch '
             f'{best.epochs}, iteration {best.iterations})'
         )
-    return best.path
+    return best
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:

@@ -52,7 +52,7 @@ class MetricsFileHook(Hook):
             self.metrics, self._written_at = found[0]
 
     def has_validated(self, runner) -> bool:
-        """Whether the file is of this iteration, or of a later one that will be done again."""
+        """Whether the file is of this iteration."""
         return self._written_at >= runner.iter
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
@@ -87,6 +87,9 @@ class MetricsFileHook(Hook):
             return {}, 0
         except (ValueError, TypeError, KeyError, OSError):
             runner.logger.warning(f'{file} is damaged: it is written anew with the next validation')
+            return {}, 0
+        if iteration > runner.iter:  # of a run that this one does not go on with
+            file.unlink(missing_ok=True)
             return {}, 0
         return (metrics if iteration == runner.iter else {}), iteration
 

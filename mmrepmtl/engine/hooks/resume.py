@@ -246,8 +246,7 @@ class ResumeHook(Hook):
         if runner.iter > 0:
             self._validated = runner.iter
             if is_main_process():
-                with whole_file(Path(runner.work_dir, PROGRESS_FILE)) as file:
-                    file.write(json.dumps(dict(validated=self._validated)).encode())
+                self._write_progress(runner)
 
     def has_validated(self, runner) -> bool:
         """Whether the validation of this iteration, if there was one, is over."""
@@ -268,7 +267,14 @@ class ResumeHook(Hook):
                     f'{file} is damaged: the validation of this iteration, if one is due, is repeated'
                 )
         broadcast_object_list(found)
-        self._validated = found[0]
+        self._validated = min(found[0], runner.iter)
+        if self._validated < found[0] and is_main_process():
+            # Later ones were of a run that this one does not go on with.
+            self._write_progress(runner)
+
+    def _write_progress(self, runner) -> None:
+        with whole_file(Path(runner.work_dir, PROGRESS_FILE)) as file:
+            file.write(json.dumps(dict(validated=self._validated)).encode())
 
     def _find_place(self, runner) -> None:
         position, self._position = self._position, None

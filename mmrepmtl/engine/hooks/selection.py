@@ -90,9 +90,12 @@ class SelectionHook(MetricsFileHook):
             )
         self._history, self._best = [], None
         if runner.iter > 0:
+            # Later validations, of a run that this one does not go on with, must not come back in the next resume.
             found = [self._take_up(runner) if is_main_process() else None]
             broadcast_object_list(found)
             self._history, self._best = found[0]
+            if is_main_process():
+                self._write_history(runner)
         elif is_main_process():
             # An older run's in the same folder.
             Path(runner.work_dir, HISTORY_FILE).unlink(missing_ok=True)
@@ -161,10 +164,12 @@ class SelectionHook(MetricsFileHook):
                 self._save_best(runner)
         self._evaluated = None
         if is_main_process():
-            text = json.dumps(dict(rule=self.rule, history=self._history))
-            with whole_file(Path(runner.work_dir, HISTORY_FILE)) as file:
-                file.write(text.encode())
+            self._write_history(runner)
         self._write_state(runner)
+
+    def _write_history(self, runner) -> None:
+        with whole_file(Path(runner.work_dir, HISTORY_FILE)) as file:
+            file.write(json.dumps(dict(rule=self.rule, history=self._history)).encode())
 
     def after_train(self, runner) -> None:
         """Gives the selected metrics to who asked for the training, and writes them."""
