@@ -114,7 +114,7 @@ def test_mmsegs_tools_run_nothing_from_a_checkpoint(files):
         init_model(config, evil, device='cpu')
     torch.save(dict(state_dict={}, meta=dict(cfg=config_text(marker))), folder / 'text.pth')
     with pytest.raises(ValueError, match='text.pth is code and is not evaluated'):
-        MMSegInferencer(weights=str(folder / 'text.pth'), device='cpu', show_progress=False)
+        MMSegInferencer(None, weights=str(folder / 'text.pth'), device='cpu', show_progress=False)
     assert not marker.exists()
     with trust_checkpoints():
         init_model(config, evil, device='cpu')
