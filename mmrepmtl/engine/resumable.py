@@ -1,7 +1,9 @@
 """Whether a checkpoint holds all that a run needs to go on, and fits the run."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
@@ -9,6 +11,23 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
 NEEDED = dict(meta='progress', state_dict='weights', message_hub='log', optimizer='state of the optimizer')
+
+
+OUTLINE = 'optimizer_outline'
+"""Key of a checkpoint: JSON text of :func:`outline`."""
+
+
+def outline(state: Any) -> dict[str, str]:
+    """Which tensors an optimizer's state holds, ``{path: 'dtype shape'}``; a lost one would begin anew in silence."""
+    return {path: f'{value.dtype} {tuple(value.shape)}' for path, value in _tensors(state, '')}
+
+
+def _tensors(state: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        yield path, state
+    elif isinstance(state, Mapping | list | tuple):
+        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+            yield from _tensors(value, f'{path}.{key}' if path else str(key))
 
 
 def check_complete(checkpoint: Mapping, name: str | Path) -> None:
@@ -59,6 +78,7 @@ def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
         *_schedulers(runner, checkpoint),
         *_average(runner, checkpoint),
     ]
+    misfits = misfits or _lost_state(checkpoint)
     if misfits:
         raise ValueError(
             f'{name} cannot be resumed by this config: {"; ".join(misfits)}. Put the config back as it was, or start a '
@@ -80,7 +100,33 @@ def _weights(runner, checkpoint: Mapping) -> list[str]:
         for key, value in wanted.items()
         if isinstance(value, Tensor) and isinstance(found.get(key), Tensor) and found[key].shape != value.shape
     ]
+    kinds = [
+        f'{key} is {found[key].dtype if isinstance(found[key], Tensor) else type(found[key]).__name__} there and '
+        f'{value.dtype} in the model'
+        for key, value in wanted.items()
+        if isinstance(value, Tensor) and key in found and getattr(found[key], 'dtype', None) != value.dtype
+    ]
+    if kinds:
+        misfits.append(_listed(kinds))
     return misfits + shapes[:3] + ([f'{len(shapes) - 3} more shapes differ'] if len(shapes) > 3 else [])
+
+
+def _lost_state(checkpoint: Mapping) -> list[str]:
+    try:
+        there = dict(json.loads(checkpoint[OUTLINE]))
+    except (KeyError, TypeError, ValueError):
+        return []  # an older checkpoint
+    found = outline(checkpoint['optimizer'])
+    changed = [
+        f'{key} is {found.get(key, "missing")} and was {there.get(key, "not there")}'
+        for key in dict.fromkeys([*there, *found])
+        if found.get(key) != there.get(key)
+    ]
+    return [f'the state of its optimizer is not the one that was saved ({_listed(changed)})'] if changed else []
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return '; '.join(texts[:3]) + (f'; {len(texts) - 3} more differ' if len(texts) > 3 else '')
 
 
 def _parts(keys: Sequence[str]) -> str:

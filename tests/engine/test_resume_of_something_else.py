@@ -125,6 +125,42 @@ def test_what_cannot_go_on_is_refused_before_training(resume, change, message):
         resume(**change)
 
 
+def _state(change):
+    """Changes the state of the optimizer in a checkpoint."""
+
+    def call(checkpoint: dict) -> dict:
+        change(checkpoint['optimizer']['state'])
+        return checkpoint
+
+    return call
+
+
+def _weight(change):
+    """Changes one weight in a checkpoint."""
+
+    def call(checkpoint: dict) -> dict:
+        checkpoint['state_dict']['encoder.weight'] = change(checkpoint['state_dict']['encoder.weight'])
+        return checkpoint
+
+    return call
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (_state(lambda s: s.clear()), r'state.0.momentum_buffer is missing and was torch.float32 \(3, 4\); .*3 more'),
+        (_state(lambda s: s.pop(1)), r'\(state.1.momentum_buffer is missing and was torch.float32 \(3,\)\)'),
+        (_state(lambda s: s[1].update(momentum_buffer=torch.zeros(1))), r'is torch.float32 \(1,\) and was .* \(3,\)'),
+        (_state(lambda s: s[1].update(momentum_buffer=torch.zeros(3).half())), 'is torch.float16 .* and was torch.flo'),
+        (_weight(lambda w: 3), r'encoder.weight is int there and torch.float32 in the model'),
+        (_weight(lambda w: w.half()), r'encoder.weight is torch.float16 there and torch.float32 in the model'),
+    ],
+)
+def test_lost_state_and_odd_weights_are_refused_before_training(resume, saved, change, message):
+    with pytest.raises(ValueError, match=f'changed.pth cannot be resumed.*{message}'):
+        resume(change(torch.load(saved, weights_only=False)))
+
+
 def without(checkpoint: dict, *keys: str) -> dict:
     return {key: value for key, value in checkpoint.items() if key not in keys}
 
