@@ -73,8 +73,8 @@ def find_whole(
             f'--resume: {cfg.work_dir} has no checkpoint that can be resumed: {"; ".join(left_out)}. Give one with '
             '--resume PATH, or start anew without --resume, which keeps these files in a folder of their own'
         )
+    notes += [f'{who}left out: {reason}' for reason in left_out]
     if best.path != named:
-        notes += [f'{who}left out: {reason}' for reason in left_out]
         notes.append(
             f'{who}{"takes" if weights_only else "goes on from"} {best.path}, the newest whole checkpoint (epoch '
             f'{best.epochs}, iteration {best.iterations})'
@@ -120,6 +120,8 @@ def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | Non
     """What ``last_checkpoint`` names in the run's own folders; what is wrong with it goes to ``left_out``."""
     file, folders = Path(cfg.work_dir, LAST_CHECKPOINT), checkpoint_folders(cfg)
     try:
+        if file.exists() and not file.is_file():
+            raise OSError('it is no regular file')  # a pipe would be waited for
         text = file.read_bytes().decode().strip()
     except FileNotFoundError:
         if run_checkpoints(cfg):
@@ -132,7 +134,7 @@ def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | Non
         left_out.append(f'{file} {"names no file" if text else "is empty"}')
         return None
     for own in (folder / Path(text).name for folder in folders):
-        if Path(text).name and own.is_file():
+        if own.is_file() and own.name != LAST_CHECKPOINT and (own.suffix == '.pth' or own in run_checkpoints(cfg)):
             # A copied or moved run: its own checkpoints count, not those of the folder that it was made from.
             if os.path.realpath(own) != os.path.realpath(text):
                 notes.append(f'{file} names {text}; the run was copied or moved, so {own} is used')

@@ -60,16 +60,23 @@ def _plain(cfg):
 YOUNGER = ('zero_loss',)
 
 
+class OtherRun(ValueError, RuntimeError):
+    """A checkpoint that belongs to another run; a ValueError, which the tools say in one line."""
+
+
 def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     """Whether the method's own state can be restored from ``saved``.
 
     Raises:
-        RuntimeError: If the method, its settings or the number of processes differ and ``force`` is not set.
+        OtherRun: If the method, its settings or the number of processes differ and ``force`` is not set.
     """
     if saved is None:
         differences = ['the checkpoint was not written by MultiTaskOptimWrapper']
     else:
-        old = json.loads(saved['signature'])
+        try:
+            old, world_size = dict(json.loads(saved['signature'])), saved['world_size']
+        except (KeyError, TypeError, ValueError) as error:
+            raise OtherRun(f'MultiTaskOptimWrapper: multi_task of the checkpoint is damaged ({error!r})') from None
         # A setting that is younger than the checkpoint had no other value then.
         old = {key: signature[key] for key in YOUNGER if key in signature} | old
         differences = [
@@ -77,10 +84,10 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
             for key in signature
             if old.get(key) != signature[key]
         ]
-        if saved['world_size'] != num_processes():
-            differences.append(f'number of processes: {saved["world_size"]} in the checkpoint, {num_processes()} now')
+        if world_size != num_processes():
+            differences.append(f'number of processes: {world_size} in the checkpoint, {num_processes()} now')
     if differences and not force:
-        raise RuntimeError(
+        raise OtherRun(
             'MultiTaskOptimWrapper: the checkpoint belongs to another run ('
             + '; '.join(differences)
             + '). Start anew with load_from, or set optim_wrapper.force_resume=True (--force-resume)'

@@ -1,6 +1,7 @@
 """The random states of this process, as plain data."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,18 @@ def random_state() -> dict:
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     )
+
+
+def is_random_state(state: Any) -> bool:
+    """Whether this is what :func:`random_state` returns, in form and size."""
+    try:
+        (version, internal, gauss), (name, keys, place, *rest) = state['python'], state['numpy']
+        random.Random().setstate((version, tuple(internal), gauss))
+        np.random.RandomState().set_state((name, keys.cpu().numpy().astype(np.uint32), place, *rest))
+        torch.Generator().set_state(state['torch'].cpu())
+        return state['cuda'] is None or state['cuda'].dtype == torch.uint8
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
+        return False
 
 
 def set_random_state(state: dict) -> None:

@@ -1,14 +1,36 @@
 """Whether a checkpoint holds all that a run needs to go on, and fits the run."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import EMAHook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
+from mmrepmtl.engine.random_state import is_random_state
+
 NEEDED = dict(meta='progress', state_dict='weights', message_hub='log', optimizer='state of the optimizer')
+
+
+OUTLINE = 'optimizer_outline'
+"""Key of a checkpoint: JSON text of :func:`outline`."""
+
+
+def outline(state: Any) -> dict[str, str]:
+    """Which tensors an optimizer's state holds, ``{path: 'dtype shape'}``; a lost one would begin anew in silence."""
+    return {path: f'{value.dtype} {tuple(value.shape)}' for path, value in _tensors(state, '')}
+
+
+def _tensors(state: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, Tensor):
+        yield path, state
+    elif isinstance(state, Mapping | list | tuple):
+        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+            yield from _tensors(value, f'{path}.{key}' if path else str(key))
 
 
 def check_complete(checkpoint: Mapping, name: str | Path) -> None:
@@ -40,6 +62,51 @@ def check_complete(checkpoint: Mapping, name: str | Path) -> None:
                 else 'Resume another checkpoint'
             )
         )
+    damaged = _damaged(checkpoint)
+    if damaged:
+        raise ValueError(f'{name} cannot be resumed: it is damaged in {", ".join(damaged)}. Resume another checkpoint')
+
+
+def _damaged(checkpoint: Mapping) -> list[str]:
+    """The parts of a checkpoint that are not of the form, or in the range, in which they are written."""
+    meta, hub, states = checkpoint['meta'], checkpoint['message_hub'], checkpoint.get('random_states', [])
+    position, method = checkpoint.get('position'), checkpoint['optimizer'].get('multi_task')
+    good = {
+        'meta.seed': meta.get('seed') is None or _is_number(meta['seed']),
+        'message_hub.log_scalars': all(map(_is_buffer, hub['log_scalars'].values())),
+        'message_hub.runtime_info': isinstance(hub.get('runtime_info'), Mapping),
+        'message_hub.resumed_keys': isinstance(hub.get('resumed_keys'), Mapping),
+        'random_states': isinstance(states, list | tuple) and all(map(is_random_state, states)),
+        'position': position is None or _is_position(position),
+        'optimizer.multi_task': method is None or (isinstance(method, Mapping) and 'signature' in method),
+    }
+    parts = [part for part, is_good in good.items() if not is_good]
+    # mmengine's log counts for itself: up to the last iteration, or the next one after an interrupted validation.
+    logged = {} if 'message_hub.runtime_info' in parts else hub['runtime_info']
+    return parts + [
+        f'meta.{key} ({meta[key]}, and {logged[key]} in its log)'
+        for key in ('epoch', 'iter')
+        if _is_number(logged.get(key)) and meta[key] - logged[key] not in (0, 1)
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**32
+
+
+def _is_buffer(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return isinstance(value, HistoryBuffer)
+    log, count = value.get('log'), value.get('count')
+    tensors = isinstance(log, Tensor) and isinstance(count, Tensor)
+    return tensors and log.ndim == 1 and log.shape == count.shape and _is_number(value.get('max_length'))
+
+
+def _is_position(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    batches, length = value.get('batches'), value.get('epoch_length')
+    return _is_number(batches) and _is_number(length) and batches <= length
 
 
 def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
@@ -59,6 +126,7 @@ def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
         *_schedulers(runner, checkpoint),
         *_average(runner, checkpoint),
     ]
+    misfits = misfits or _lost_state(checkpoint)
     if misfits:
         raise ValueError(
             f'{name} cannot be resumed by this config: {"; ".join(misfits)}. Put the config back as it was, or start a '
@@ -80,7 +148,33 @@ def _weights(runner, checkpoint: Mapping) -> list[str]:
         for key, value in wanted.items()
         if isinstance(value, Tensor) and isinstance(found.get(key), Tensor) and found[key].shape != value.shape
     ]
+    kinds = [
+        f'{key} is {found[key].dtype if isinstance(found[key], Tensor) else type(found[key]).__name__} there and '
+        f'{value.dtype} in the model'
+        for key, value in wanted.items()
+        if isinstance(value, Tensor) and key in found and getattr(found[key], 'dtype', None) != value.dtype
+    ]
+    if kinds:
+        misfits.append(_listed(kinds))
     return misfits + shapes[:3] + ([f'{len(shapes) - 3} more shapes differ'] if len(shapes) > 3 else [])
+
+
+def _lost_state(checkpoint: Mapping) -> list[str]:
+    try:
+        there = dict(json.loads(checkpoint[OUTLINE]))
+    except (KeyError, TypeError, ValueError):
+        return []  # an older checkpoint
+    found = outline(checkpoint['optimizer'])
+    changed = [
+        f'{key} is {found.get(key, "missing")} and was {there.get(key, "not there")}'
+        for key in dict.fromkeys([*there, *found])
+        if found.get(key) != there.get(key)
+    ]
+    return [f'the state of its optimizer is not the one that was saved ({_listed(changed)})'] if changed else []
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return '; '.join(texts[:3]) + (f'; {len(texts) - 3} more differ' if len(texts) > 3 else '')
 
 
 def _parts(keys: Sequence[str]) -> str:

@@ -141,6 +141,28 @@ def test_a_checkpoint_that_was_written_but_not_named_is_found(cut):
     assert find_checkpoint(quick_config(cut)) == cut / 'epoch_2.pth'  # a kill between two steps
 
 
+def test_a_newer_one_that_is_damaged_is_said_though_the_named_one_is_taken(cut):
+    (cut / 'last_checkpoint').write_text(str(cut / 'epoch_2.pth'))
+    (cut / 'epoch_3.pth').write_bytes(b'abc')
+    now = time.time_ns() + 10**9
+    os.utime(cut / 'epoch_3.pth', ns=(now, now))
+    notes = []
+    assert find_checkpoint(quick_config(cut), notes=notes) == cut / 'epoch_2.pth'
+    assert len(notes) == 1 and 'left out' in notes[0] and 'epoch_3.pth' in notes[0]
+
+
+def test_a_last_checkpoint_that_is_a_pipe_or_names_another_kind_of_file_counts_as_lost(cut):
+    (cut / 'config.py').write_text('model = 1')
+    for name in ('config.py', 'last_checkpoint', 'metrics.json'):
+        (cut / 'last_checkpoint').write_text(name)
+        assert find_checkpoint(quick_config(cut)) == cut / 'epoch_2.pth'
+    (cut / 'last_checkpoint').unlink()
+    os.mkfifo(cut / 'last_checkpoint')
+    notes = []
+    assert find_checkpoint(quick_config(cut), notes=notes) == cut / 'epoch_2.pth'
+    assert 'no regular file' in notes[0]
+
+
 def test_none_left_is_refused_and_nothing_is_changed(cut):
     for file in cut.glob('*.pth'):
         file.write_bytes(file.read_bytes()[:500])

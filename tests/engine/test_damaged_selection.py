@@ -115,6 +115,14 @@ def test_a_best_checkpoint_without_its_meta_is_one_that_is_lost(started, metric,
     assert 'best.pth is damaged' in caplog.text
 
 
+def test_a_validation_that_is_done_again_is_in_the_history_once(started, metric):
+    folder, checkpoint = started
+    hook, runner = resumed(folder, metric, checkpoint)
+    validate(hook, runner, 3, 4)
+    history = json.loads((folder / 'selection.json').read_text())['history']
+    assert [entry['epoch'] for entry in history] == [1, 2, 3, 4]
+
+
 def test_both_damaged_is_a_new_start_of_the_selection(started, metric, caplog):
     folder, _ = started
     (folder / 'best.pth').write_bytes(b'')

@@ -1,5 +1,6 @@
 """A signal ends a run at a point from which it goes on as if nothing had happened, and says how."""
 
+import json
 import os
 import signal
 import subprocess
@@ -119,6 +120,18 @@ def test_a_window_of_accumulation_is_finished_first(tmp_path, capsys):
     with pytest.raises(Interrupted):
         train(interrupted_config(tmp_path, iteration=4, optim_wrapper__accumulative_counts=3))
     assert 'holds iteration 6 of 12' in capsys.readouterr().out
+
+
+def test_a_validation_that_is_made_up_for_is_left_too(tmp_path, capsys):
+    options = dict(point='before_val_iter', iteration=8)
+    with pytest.raises(Interrupted):
+        train(interrupted_config(tmp_path, **options))
+    capsys.readouterr()
+    with pytest.raises(Interrupted):
+        train(interrupted_config(tmp_path, **options, resume=True))
+    log = capsys.readouterr().out
+    assert 'it is done now' in log and 'epoch_2.pth holds iteration 8 of 12' in log
+    assert json.loads((tmp_path / 'progress.json').read_text()) == dict(validated=4)
 
 
 def test_in_the_last_validation_the_run_ends(tmp_path):

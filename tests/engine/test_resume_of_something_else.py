@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmrepmtl.apis import train
+from mmrepmtl.engine.resumable import check_complete
 from mmrepmtl.engine.run_settings import SETTINGS
 from tests.engine.quick import quick_config
 
@@ -125,6 +126,74 @@ def test_what_cannot_go_on_is_refused_before_training(resume, change, message):
         resume(**change)
 
 
+def _state(change):
+    """Changes the state of the optimizer in a checkpoint."""
+
+    def call(checkpoint: dict) -> dict:
+        change(checkpoint['optimizer']['state'])
+        return checkpoint
+
+    return call
+
+
+def _weight(change):
+    """Changes one weight in a checkpoint."""
+
+    def call(checkpoint: dict) -> dict:
+        checkpoint['state_dict']['encoder.weight'] = change(checkpoint['state_dict']['encoder.weight'])
+        return checkpoint
+
+    return call
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (_state(lambda s: s.clear()), r'state.0.momentum_buffer is missing and was torch.float32 \(3, 4\); .*3 more'),
+        (_state(lambda s: s.pop(1)), r'\(state.1.momentum_buffer is missing and was torch.float32 \(3,\)\)'),
+        (_state(lambda s: s[1].update(momentum_buffer=torch.zeros(1))), r'is torch.float32 \(1,\) and was .* \(3,\)'),
+        (_state(lambda s: s[1].update(momentum_buffer=torch.zeros(3).half())), 'is torch.float16 .* and was torch.flo'),
+        (_weight(lambda w: 3), r'encoder.weight is int there and torch.float32 in the model'),
+        (_weight(lambda w: w.half()), r'encoder.weight is torch.float16 there and torch.float32 in the model'),
+    ],
+)
+def test_lost_state_and_odd_weights_are_refused_before_training(resume, saved, change, message):
+    with pytest.raises(ValueError, match=f'changed.pth cannot be resumed.*{message}'):
+        resume(change(torch.load(saved, weights_only=False)))
+
+
+def _within(part, **values):
+    """Changes values in a part of a checkpoint."""
+    return lambda checkpoint: checkpoint | {part: dict(checkpoint[part], **values)}
+
+
+@pytest.mark.parametrize(
+    'change, part',
+    [
+        (lambda c: c | dict(random_states='x'), 'random_states'),
+        (lambda c: c | dict(random_states=[{}]), 'random_states'),
+        (lambda c: c | dict(random_states=[dict(c['random_states'][0], torch=torch.zeros(3))]), 'random_states'),
+        (lambda c: c | dict(position='a'), 'position'),
+        (_within('position', batches=10**9), 'position'),
+        (_within('position', batches=-1), 'position'),
+        (_within('message_hub', log_scalars=dict(a={})), 'message_hub.log_scalars'),
+        (_within('message_hub', log_scalars=dict(a=3)), 'message_hub.log_scalars'),
+        (_within('message_hub', runtime_info=[1]), 'message_hub.runtime_info'),
+        (_within('message_hub', resumed_keys=None), 'message_hub.resumed_keys'),
+        (_within('optimizer', multi_task={}), 'optimizer.multi_task'),
+        (_within('meta', seed='evil'), 'meta.seed'),
+        (_within('meta', iter=10**9), r'meta.iter \(1000000000, and 7 in its log\)'),
+        (_within('meta', iter=3), r'meta.iter \(3, and 7 in its log\)'),
+        (_within('meta', epoch=10**9), r'meta.epoch \(1000000000, and 1 in its log\)'),
+    ],
+)
+def test_a_part_of_another_form_is_refused_in_one_line(saved, change, part):
+    checkpoint = torch.load(saved, weights_only=False)
+    check_complete(checkpoint, 'changed.pth')
+    with pytest.raises(ValueError, match=f'changed.pth cannot be resumed: it is damaged in {part}. Resume another'):
+        check_complete(change(checkpoint), 'changed.pth')
+
+
 def without(checkpoint: dict, *keys: str) -> dict:
     return {key: value for key, value in checkpoint.items() if key not in keys}
 
@@ -183,7 +252,7 @@ def test_the_wrapper_of_this_package_refuses_other_methods_and_says_other_settin
     )
     train(quick_config(tmp_path, optim_wrapper=wrapper, **SHORT))
     other = dict(wrapper, optimizer=dict(type='SGD', lr=0.1), weighting=dict(type='UncertaintyWeighting'))
-    with pytest.raises(RuntimeError, match='weighting: .* in the checkpoint'):
+    with pytest.raises(ValueError, match='weighting: .* in the checkpoint'):
         train(quick_config(tmp_path, resume=True, optim_wrapper=other))
     with pytest.raises(RuntimeError, match='precision: fp32 in the checkpoint, bf16 now'):
         train(quick_config(tmp_path, resume=True, optim_wrapper=dict(wrapper, precision='bf16')))

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmrepmtl.engine.last_checkpoint import find_checkpoint
 from mmrepmtl.engine.loops import ExactEpochLoop, ExactIterLoop, use_exact_loop, use_seed
 from mmrepmtl.engine.random_state import random_state, set_random_state
-from mmrepmtl.engine.resumable import check_complete, check_fits
+from mmrepmtl.engine.resumable import OUTLINE, check_complete, check_fits, outline
 from mmrepmtl.engine.run_settings import SETTINGS, check_order, compare_settings, run_settings
 from mmrepmtl.engine.window import load_window_state, window_state
 from mmrepmtl.methods.collectives import num_processes
@@ -217,6 +217,8 @@ class ResumeHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Adds the place in the epoch, the states and the settings of the run; writes the log buffers as tensors."""
         checkpoint[SETTINGS] = json.dumps(run_settings(runner))
+        if 'optimizer' in checkpoint:
+            checkpoint[OUTLINE] = json.dumps(outline(checkpoint['optimizer']))
         scalars = checkpoint['message_hub']['log_scalars']
         checkpoint['message_hub']['log_scalars'] = {key: _plain_buffer(buffer) for key, buffer in scalars.items()}
         loop = runner.train_loop

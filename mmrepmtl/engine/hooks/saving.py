@@ -1,5 +1,6 @@
 """Checkpoints are kept until the next one is whole."""
 
+import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,10 @@ class CheckpointHook(_CheckpointHook):
             # One more than max_keep_ckpts while a new one is written.
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
         self._own_best(runner)
+        own = map(os.path.abspath, (runner.work_dir, str(self.out_dir)))
+        if runner.iter > 0 and runner._load_from and os.path.dirname(os.path.abspath(runner._load_from)) in own:
+            # A validation that is made up for can be left: --resume finds this file again.
+            self.saved_iter = runner.iter
         if not is_main_process():
             return
         for folder in {str(runner.work_dir), str(self.out_dir)}:

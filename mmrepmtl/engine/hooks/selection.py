@@ -156,7 +156,8 @@ class SelectionHook(MetricsFileHook):
         self.metrics = dict(metrics or {})
         self._compare_ranks(runner)
         entry = dict(epoch=epoch_of(runner), iter=runner.iter, metrics=self.metrics)
-        self._history.append(entry)
+        # A run that is killed before it noted the end of this validation does it again.
+        self._history = [before for before in self._history if before['iter'] != runner.iter] + [entry]
         if self.kind == 'best-val':
             score = entry['score'] = self._score(self.metrics, runner.logger)
             if not math.isnan(score) and (self._best is None or score > self._best['score']):
