@@ -24,7 +24,7 @@ OWN = [file.removesuffix('.py') for file in FILES if file.removesuffix('.py').is
 NAMES = {
     WEIGHTINGS: ('GeometricMean',),
     AGGREGATORS: ('EqualLengths',),
-    REGULARIZERS: ('SmallZ',),
+    REGULARIZERS: ('SmallZ', 'SteepLosses'),
     MODELS: ('BerHuDepthHead', 'GatedDecoder'),
     DATASETS: ('MyRooms',),
 }
