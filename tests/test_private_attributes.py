@@ -11,8 +11,8 @@ ROOT = Path(mmrepmtl.__file__).parent
 #: Private names of other packages for which they have no public one.
 FOREIGN = {
     # mmengine: Runner, BaseDataset, OptimWrapper, Config, BaseModule; where it keeps downloaded files
-    '_load_from', '_resume', '_train_loop', '_indices', '_accumulative_counts', '_cfg_dict', '_imported_names',
-    '_dump_init_info', '_get_mmengine_home',
+    '_load_from', '_resume', '_train_loop', '_train_dataloader', '_randomness_cfg', '_indices',
+    '_accumulative_counts', '_cfg_dict', '_imported_names', '_dump_init_info', '_get_mmengine_home',
     # torch: Tensor, Module, distributed, autograd, compiled modules, base classes of BatchNorm
     '_version', '_buffers', '_foreach_norm', '_get_backend', '_timeout', '_get_default_store', '_compiled_call_impl',
     '_torchdynamo_orig_callable', '_forward_cls', '_functorch', '_BatchNorm', '_NormBase',

@@ -9,8 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import EpochBasedTrainLoop
-from mmengine.runner.checkpoint import _load_checkpoint
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -116,7 +115,7 @@ class ResumeHook(Hook):
             runner.logger.warning(f'ResumeHook: {note}')
 
     def _take_seed(self, runner) -> None:
-        meta = _load_checkpoint(runner._load_from, map_location='cpu').get('meta')
+        meta = CheckpointLoader.load_checkpoint(runner._load_from, map_location='cpu').get('meta')
         seed, own = meta.get('seed') if isinstance(meta, dict) else None, runner._randomness_cfg.get('seed')
         if isinstance(seed, int) and not isinstance(seed, bool) and seed != own:
             use_seed(runner, seed)
