@@ -1,4 +1,5 @@
 """Package metadata. Versions and their reasons: requirements/*.txt; tried together: requirements/constraints.txt."""
+
 import re
 from pathlib import Path
 

@@ -3,6 +3,7 @@
 Importing this package registers everything in it (``custom_imports = dict(imports=['mmrepmtl'])`` in a config). Without
 mmengine there is nothing to register with: ``mmrepmtl.methods`` then works alone, on torch.
 """
+
 from importlib import import_module
 
 from mmrepmtl.utils.stack import check_imports, check_versions, has_mmengine, name_missing_mmengine

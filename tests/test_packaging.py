@@ -1,4 +1,5 @@
 """Requirements, constraints and version: each said once, with its reason, and agreeing with one another."""
+
 import ast
 import re
 import runpy

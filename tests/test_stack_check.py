@@ -1,4 +1,5 @@
 """The stack check: what cannot work is named in one line, with a command; what works is left alone."""
+
 import importlib.util
 import os
 import subprocess
@@ -23,49 +24,96 @@ OLD_PAIR_REQUIRES = {'torchvision': ['torch (==2.5.1)']}
 INSTALL_PAIR = 'pip install --upgrade torch torchvision'
 
 
-@pytest.mark.parametrize('installed', [
-    Installed({}),
-    Installed(PAIR, PAIR_REQUIRES),
-    Installed(PAIR | FORKS, PAIR_REQUIRES | FORKS_REQUIRE),
-    Installed(PAIR | {'torch': '2.15.0'} | FORKS, PAIR_REQUIRES | FORKS_REQUIRE),
-    Installed(OLD_PAIR | UPSTREAM, OLD_PAIR_REQUIRES | UPSTREAM_REQUIRE),
-    Installed({'torch': '2.5.1+cu124', 'torchvision': '0.20.1+cu124'} | UPSTREAM, OLD_PAIR_REQUIRES),
-    Installed({'torch': '2.5.1+cpu', 'torchvision': '0.20.1+cpu'}, OLD_PAIR_REQUIRES),
-    Installed({'torch': '2.5.1+cpu', 'torchvision': '0.20.1'}, OLD_PAIR_REQUIRES, ('linux', 'aarch64')),
-    Installed({'torch': '2.16.0a0+git1234', 'torchvision': '0.30.0a0'}, {'torchvision': ['torch>=2.14.0']}),
-], ids=['nothing', 'torch-only', 'forks', 'newer-torch', 'upstream', 'cuda-labels', 'cpu-pair', 'arm', 'self-built'])
+@pytest.mark.parametrize(
+    'installed',
+    [
+        Installed({}),
+        Installed(PAIR, PAIR_REQUIRES),
+        Installed(PAIR | FORKS, PAIR_REQUIRES | FORKS_REQUIRE),
+        Installed(PAIR | {'torch': '2.15.0'} | FORKS, PAIR_REQUIRES | FORKS_REQUIRE),
+        Installed(OLD_PAIR | UPSTREAM, OLD_PAIR_REQUIRES | UPSTREAM_REQUIRE),
+        Installed({'torch': '2.5.1+cu124', 'torchvision': '0.20.1+cu124'} | UPSTREAM, OLD_PAIR_REQUIRES),
+        Installed({'torch': '2.5.1+cpu', 'torchvision': '0.20.1+cpu'}, OLD_PAIR_REQUIRES),
+        Installed({'torch': '2.5.1+cpu', 'torchvision': '0.20.1'}, OLD_PAIR_REQUIRES, ('linux', 'aarch64')),
+        Installed({'torch': '2.16.0a0+git1234', 'torchvision': '0.30.0a0'}, {'torchvision': ['torch>=2.14.0']}),
+    ],
+    ids=['nothing', 'torch-only', 'forks', 'newer-torch', 'upstream', 'cuda-labels', 'cpu-pair', 'arm', 'self-built'],
+)
 def test_a_stack_that_works_is_left_alone(installed: Installed) -> None:
     assert find_problem(installed) is None
 
 
-@pytest.mark.parametrize(('installed', 'names', 'install'), [
-    (Installed(PAIR | {'torch': '2.13.0'}, PAIR_REQUIRES),
-     ['torchvision 0.29.1 needs torch>=2.14.0', 'torch 2.13.0 is installed'], INSTALL_PAIR),
-    (Installed({'torchvision': '0.29.1'}, PAIR_REQUIRES), ['none is installed'], INSTALL_PAIR),
-    (Installed({'torch': '2.13.0+cpu', 'torchvision': '0.28.0'}, {'torchvision': ['torch (==2.13.0)']}),
-     ['torch 2.13.0+cpu is a CPU-only build', 'torchvision 0.28.0', 'torchvision::nms'],
-     'pip uninstall -y torch torchvision && pip install'),
-    (Installed(PAIR | UPSTREAM, PAIR_REQUIRES | UPSTREAM_REQUIRE), ['mmengine 0.10.7', 'torch 2.14.1', 'resumed'],
-     "pip uninstall -y mmengine mmcv mmcv-lite mmsegmentation && pip install 'mmrepmtl[mm]'"),
-    (Installed(OLD_PAIR | FORKS | {'mmengine': '0.10.7'}), ['onedl-mmengine and mmengine', 'overwrite'],
-     'pip uninstall -y onedl-mmengine mmengine && pip install'),
-    (Installed(FORKS | {'mmcv-lite': '2.1.0'}), ['onedl-mmcv and mmcv-lite', 'overwrite'],
-     'pip uninstall -y onedl-mmcv mmcv-lite'),
-    (Installed(OLD_PAIR | UPSTREAM | {'mmcv': '2.2.0'}), ['mmsegmentation 1.2.2', 'mmcv 2.2.0'], "'mmcv==2.1.0'"),
-    (Installed({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'mmsegmentation': '1.2.2'}),
-     ['mmsegmentation 1.2.2', 'onedl-mmcv 2.3.6'], 'pip uninstall -y mmsegmentation && pip install'),
-    (Installed({'mmengine': '0.10.7', 'mmcv-lite': '2.1.0', 'mmsegmentation': '1.2.2'}),
-     ['mmsegmentation 1.2.2', 'mmcv-lite 2.1.0', 'mmcv.ops'],
-     "pip uninstall -y mmcv-lite && pip install 'mmcv==2.1.0'"),
-    (Installed({'mmengine': '0.10.7', 'mmcv-full': '1.7.2'}), ['mmcv-full 1.7.2', 'mmcv 2 is needed'],
-     'pip uninstall -y mmcv-full'),
-    (Installed({'mmengine': '0.10.7', 'onedl-mmcv': '2.3.6'}, FORKS_REQUIRE),
-     ['onedl-mmcv 2.3.6 needs onedl-mmengine>=0.10.8rc1', 'mmengine 0.10.7 is installed'], 'mmrepmtl[mm]'),
-    (Installed({'onedl-mmcv': '2.3.6'}, FORKS_REQUIRE), ['onedl-mmengine', 'none is installed'], 'mmrepmtl[mm]'),
-    (Installed({'onedl-mmengine': '0.10.12'}), ['onedl-mmengine 0.10.12 lacks mmcv'], 'mmrepmtl[mm]'),
-    (Installed({'mmengine': '0.10.7'}), ['mmengine 0.10.7 lacks mmcv'], 'mmrepmtl[mm-upstream]'),
-], ids=['pair', 'no-torch', 'cpu-torch', 'upstream-resume', 'two-mmengine', 'two-mmcv', 'mmcv-too-new', 'mixed-mmseg',
-        'mmcv-lite', 'mmcv-1', 'mixed-mmengine', 'no-mmengine', 'no-mmcv', 'no-mmcv-upstream'])
+@pytest.mark.parametrize(
+    ('installed', 'names', 'install'),
+    [
+        (
+            Installed(PAIR | {'torch': '2.13.0'}, PAIR_REQUIRES),
+            ['torchvision 0.29.1 needs torch>=2.14.0', 'torch 2.13.0 is installed'],
+            INSTALL_PAIR,
+        ),
+        (Installed({'torchvision': '0.29.1'}, PAIR_REQUIRES), ['none is installed'], INSTALL_PAIR),
+        (
+            Installed({'torch': '2.13.0+cpu', 'torchvision': '0.28.0'}, {'torchvision': ['torch (==2.13.0)']}),
+            ['torch 2.13.0+cpu is a CPU-only build', 'torchvision 0.28.0', 'torchvision::nms'],
+            'pip uninstall -y torch torchvision && pip install',
+        ),
+        (
+            Installed(PAIR | UPSTREAM, PAIR_REQUIRES | UPSTREAM_REQUIRE),
+            ['mmengine 0.10.7', 'torch 2.14.1', 'resumed'],
+            "pip uninstall -y mmengine mmcv mmcv-lite mmsegmentation && pip install 'mmrepmtl[mm]'",
+        ),
+        (
+            Installed(OLD_PAIR | FORKS | {'mmengine': '0.10.7'}),
+            ['onedl-mmengine and mmengine', 'overwrite'],
+            'pip uninstall -y onedl-mmengine mmengine && pip install',
+        ),
+        (
+            Installed(FORKS | {'mmcv-lite': '2.1.0'}),
+            ['onedl-mmcv and mmcv-lite', 'overwrite'],
+            'pip uninstall -y onedl-mmcv mmcv-lite',
+        ),
+        (Installed(OLD_PAIR | UPSTREAM | {'mmcv': '2.2.0'}), ['mmsegmentation 1.2.2', 'mmcv 2.2.0'], "'mmcv==2.1.0'"),
+        (
+            Installed({'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'mmsegmentation': '1.2.2'}),
+            ['mmsegmentation 1.2.2', 'onedl-mmcv 2.3.6'],
+            'pip uninstall -y mmsegmentation && pip install',
+        ),
+        (
+            Installed({'mmengine': '0.10.7', 'mmcv-lite': '2.1.0', 'mmsegmentation': '1.2.2'}),
+            ['mmsegmentation 1.2.2', 'mmcv-lite 2.1.0', 'mmcv.ops'],
+            "pip uninstall -y mmcv-lite && pip install 'mmcv==2.1.0'",
+        ),
+        (
+            Installed({'mmengine': '0.10.7', 'mmcv-full': '1.7.2'}),
+            ['mmcv-full 1.7.2', 'mmcv 2 is needed'],
+            'pip uninstall -y mmcv-full',
+        ),
+        (
+            Installed({'mmengine': '0.10.7', 'onedl-mmcv': '2.3.6'}, FORKS_REQUIRE),
+            ['onedl-mmcv 2.3.6 needs onedl-mmengine>=0.10.8rc1', 'mmengine 0.10.7 is installed'],
+            'mmrepmtl[mm]',
+        ),
+        (Installed({'onedl-mmcv': '2.3.6'}, FORKS_REQUIRE), ['onedl-mmengine', 'none is installed'], 'mmrepmtl[mm]'),
+        (Installed({'onedl-mmengine': '0.10.12'}), ['onedl-mmengine 0.10.12 lacks mmcv'], 'mmrepmtl[mm]'),
+        (Installed({'mmengine': '0.10.7'}), ['mmengine 0.10.7 lacks mmcv'], 'mmrepmtl[mm-upstream]'),
+    ],
+    ids=[
+        'pair',
+        'no-torch',
+        'cpu-torch',
+        'upstream-resume',
+        'two-mmengine',
+        'two-mmcv',
+        'mmcv-too-new',
+        'mixed-mmseg',
+        'mmcv-lite',
+        'mmcv-1',
+        'mixed-mmengine',
+        'no-mmengine',
+        'no-mmcv',
+        'no-mmcv-upstream',
+    ],
+)
 def test_a_stack_that_cannot_work_is_named_in_one_line(installed: Installed, names: list[str], install: str) -> None:
     problem = find_problem(installed)
     assert problem is not None and '\n' not in problem
@@ -75,8 +123,10 @@ def test_a_stack_that_cannot_work_is_named_in_one_line(installed: Installed, nam
 
 
 def test_versions_come_from_the_metadata_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    faked = {'torch': SimpleNamespace(version='2.13.0', requires=None),
-             'torchvision': SimpleNamespace(version='0.29.1', requires=PAIR_REQUIRES['torchvision'])}
+    faked = {
+        'torch': SimpleNamespace(version='2.13.0', requires=None),
+        'torchvision': SimpleNamespace(version='0.29.1', requires=PAIR_REQUIRES['torchvision']),
+    }
 
     def distribution(name: str) -> SimpleNamespace:
         if name not in faked:
@@ -99,15 +149,25 @@ def fail_import_of(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception)
     monkeypatch.setattr(stack, 'importlib', SimpleNamespace(import_module=fake_import, util=importlib.util))
 
 
-@pytest.mark.parametrize(('name', 'error', 'says'), [
-    ('cv2', ImportError('libGL.so.1: cannot open shared object file: No such file or directory'),
-     r'libGL\.so\.1.*pip uninstall -y opencv-python && pip install .*opencv-python-headless'),
-    ('cv2', ModuleNotFoundError("No module named 'cv2'"), "No module named 'cv2'.*opencv-python-headless"),
-    ('torchvision', RuntimeError('operator torchvision::nms does not exist\nmore lines'),
-     r'torchvision::nms does not exist\): pip install --upgrade torch torchvision'),
-])
-def test_imports_that_metadata_cannot_foretell(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception,
-                                               says: str) -> None:
+@pytest.mark.parametrize(
+    ('name', 'error', 'says'),
+    [
+        (
+            'cv2',
+            ImportError('libGL.so.1: cannot open shared object file: No such file or directory'),
+            r'libGL\.so\.1.*pip uninstall -y opencv-python && pip install .*opencv-python-headless',
+        ),
+        ('cv2', ModuleNotFoundError("No module named 'cv2'"), "No module named 'cv2'.*opencv-python-headless"),
+        (
+            'torchvision',
+            RuntimeError('operator torchvision::nms does not exist\nmore lines'),
+            r'torchvision::nms does not exist\): pip install --upgrade torch torchvision',
+        ),
+    ],
+)
+def test_imports_that_metadata_cannot_foretell(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, says: str
+) -> None:
     fail_import_of(monkeypatch, name, error)
     with pytest.raises(ImportError, match=says) as caught:
         stack.check_imports()
@@ -143,8 +203,9 @@ def without_openmmlab(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_without_mmengine_the_methods_work(without_openmmlab: list[Path]) -> None:
-    done = run_isolated('import sys, mmrepmtl.methods.rep_mtl; assert "mmengine" not in sys.modules; print("fine")',
-                        without_openmmlab)
+    done = run_isolated(
+        'import sys, mmrepmtl.methods.rep_mtl; assert "mmengine" not in sys.modules; print("fine")', without_openmmlab
+    )
     assert (done.stdout.strip(), done.returncode) == ('fine', 0), done.stderr
 
 

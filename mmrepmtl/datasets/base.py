@@ -42,8 +42,12 @@ def _rng_state() -> tuple:
 
 
 def _same_rng_state(one: tuple, other: tuple) -> bool:
-    return (one[0] == other[0] and one[1][2:] == other[1][2:] and np.array_equal(one[1][1], other[1][1])
-            and torch.equal(one[2], other[2]))
+    return (
+        one[0] == other[0]
+        and one[1][2:] == other[1][2:]
+        and np.array_equal(one[1][1], other[1][1])
+        and torch.equal(one[2], other[2])
+    )
 
 
 class MultiTaskDataset(BaseDataset):
@@ -108,14 +112,16 @@ class MultiTaskDataset(BaseDataset):
         self._arguments = (args, kwargs)
         return self
 
-    def __init__(self,
-                 targets: Sequence[str] | None = None,
-                 seed: int = 0,
-                 check: bool = True,
-                 pipeline: Sequence = (),
-                 metainfo: Mapping | None = None,
-                 cache_dir: str | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str] | None = None,
+        seed: int = 0,
+        check: bool = True,
+        pipeline: Sequence = (),
+        metainfo: Mapping | None = None,
+        cache_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         metainfo = dict(metainfo or {})
         declared = dict(metainfo.get('targets', self.METAINFO.get('targets', {})))
         check_targets(declared)
@@ -187,7 +193,8 @@ class MultiTaskDataset(BaseDataset):
             sample_idx=data_info['sample_idx'],
             img_path=sample['img_path'],
             ori_shape=shape,
-            img_shape=shape)
+            img_shape=shape,
+        )
 
     def run_pipeline(self, results: dict) -> Any:
         """Runs the pipeline on what :meth:`load` returned.
@@ -198,16 +205,19 @@ class MultiTaskDataset(BaseDataset):
         path = results['img_path']
         data = self.pipeline(results)
         if data is None:
-            raise ValueError(f'{path}: the pipeline of {type(self).__name__} returned None for this sample; '
-                             'a transform must return the results or raise')
+            raise ValueError(
+                f'{path}: the pipeline of {type(self).__name__} returned None for this sample; '
+                'a transform must return the results or raise'
+            )
         return data
 
     def fetch(self, data_info: dict) -> dict:
         """:meth:`load_sample` with the wanted targets, checked, from the cache where there is one."""
         if self.cache is None:
             return self._load_checked(data_info)
-        return self.cache.fetch(data_info, lambda: self._load_unrandomly(data_info),
-                                lambda sample: self.source_files(data_info, sample))
+        return self.cache.fetch(
+            data_info, lambda: self._load_unrandomly(data_info), lambda sample: self.source_files(data_info, sample)
+        )
 
     def source_files(self, data_info: dict, sample: dict) -> list[str]:
         """Names of the files that a sample is made from: the cache decodes anew when one of them has changed.
@@ -223,8 +233,10 @@ class MultiTaskDataset(BaseDataset):
         before = _rng_state()
         sample = self._load_checked(data_info)
         if not _same_rng_state(before, _rng_state()):
-            raise ValueError(f'{type(self).__name__}: load_sample draws random numbers, so its samples cannot be '
-                             'cached; leave out cache_dir, or draw them in a transform of the pipeline')
+            raise ValueError(
+                f'{type(self).__name__}: load_sample draws random numbers, so its samples cannot be '
+                'cached; leave out cache_dir, or draw them in a transform of the pipeline'
+            )
         return sample
 
     def _load_checked(self, data_info: dict) -> dict:
@@ -241,8 +253,10 @@ class MultiTaskDataset(BaseDataset):
     def _wanted_targets(self, gt: Mapping[str, Any], path: str) -> dict[str, Any]:
         unknown = set(gt) - self._declared
         if unknown:
-            raise ValueError(f'{path}: {type(self).__name__}.load_sample returned targets {sorted(unknown)}, '
-                             f'declared are {sorted(self._declared)}')
+            raise ValueError(
+                f'{path}: {type(self).__name__}.load_sample returned targets {sorted(unknown)}, '
+                f'declared are {sorted(self._declared)}'
+            )
         return {name: gt[name] for name in self.targets if name in gt}
 
     def _select(self, declared: dict[str, dict], names: Sequence[str] | None) -> dict[str, dict]:
@@ -263,7 +277,8 @@ class MultiTaskDataset(BaseDataset):
                 f'{type(self).__name__}: the pipeline draws random numbers, but the sampler gives plain indices, so '
                 'augmentation depends on the workers and a resumed run differs from an uninterrupted one. Use '
                 "sampler=dict(type='EpochSampler') (or 'EpochInfiniteSampler') for training.",
-                stacklevel=2)
+                stacklevel=2,
+            )
 
 
 def check_target_names(names: Iterable[str]) -> None:

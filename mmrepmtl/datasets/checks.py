@@ -1,4 +1,5 @@
 """Checks of target declarations and of loaded samples: one clear error instead of a wrong number later."""
+
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,8 +99,10 @@ def _check_normals(where: str, value: Any, meta: Mapping, size: tuple[int, int])
     right = (np.abs(squared - 1.0) <= 2 * UNIT_TOLERANCE) | (squared == 0.0)
     if not right.all():
         worst = float(np.sqrt(squared[~right][0]))
-        raise ValueError(f'{where}: found {int((~right).sum())} vectors of a length such as {worst:g}, '
-                         f'expected unit length, or 0 0 0 for invalid')
+        raise ValueError(
+            f'{where}: found {int((~right).sum())} vectors of a length such as {worst:g}, '
+            f'expected unit length, or 0 0 0 for invalid'
+        )
 
 
 def _check_classification(where: str, value: Any, meta: Mapping, size: tuple[int, int]) -> None:
@@ -111,7 +114,7 @@ def _check_classification(where: str, value: Any, meta: Mapping, size: tuple[int
 
 
 def _check_regression(where: str, value: Any, meta: Mapping, size: tuple[int, int]) -> None:
-    shape = (len(meta['names']), )
+    shape = (len(meta['names']),)
     _expect_array(where, value, np.float32, f'{shape} float32', lambda found: found == shape)
     if np.isinf(value).any():
         raise ValueError(f'{where}: found an infinite value, expected finite values, or NaN for invalid')

@@ -1,4 +1,5 @@
 """Samplers whose indices carry the epoch and the seed, so that augmentation can depend on them (see ``base.py``)."""
+
 from collections.abc import Iterator
 
 import torch

@@ -42,16 +42,20 @@ class SynthRoomsDataset(MultiTaskDataset):
         targets=dict(
             semseg=dict(kind='segmentation', classes=CLASSES, palette=PALETTE),
             depth=dict(kind='depth'),
-            normal=dict(kind='normals')))
+            normal=dict(kind='normals'),
+        )
+    )
 
-    def __init__(self,
-                 size: Sequence[int] = (96, 128),
-                 num_samples: int = 1000,
-                 split: str = 'train',
-                 seed: int = 0,
-                 targets: Sequence[str] | None = TARGETS,
-                 label_fraction: Mapping[str, float] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        size: Sequence[int] = (96, 128),
+        num_samples: int = 1000,
+        split: str = 'train',
+        seed: int = 0,
+        targets: Sequence[str] | None = TARGETS,
+        label_fraction: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f'size is {tuple(size)}, expected a positive (height, width)')
         if num_samples < 1:

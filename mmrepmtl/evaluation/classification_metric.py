@@ -23,8 +23,10 @@ class ClassificationMetric(StreamingMetric):
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.ndim != 1 or target.numel() != 1:
-            raise ValueError(f'classification needs scores (K,) and one class id, not {tuple(prediction.shape)} and '
-                             f'{tuple(target.shape)}')
+            raise ValueError(
+                f'classification needs scores (K,) and one class id, not {tuple(prediction.shape)} and '
+                f'{tuple(target.shape)}'
+            )
         if not 0 <= int(target) < len(prediction):
             raise ValueError(f'the target is class {int(target)}, but there are scores for 0 to {len(prediction) - 1}')
 

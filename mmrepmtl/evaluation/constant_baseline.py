@@ -9,6 +9,7 @@ Each metric has its own best constant (a median for one, a mean for another), so
 values at once: it is a bar, not a model. The data sets give samples with targets as the model gets them, so build the
 training set with the test pipeline: an augmentation would change the statistics.
 """
+
 import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,9 @@ Specs = Mapping | StreamingMetric | Sequence[Mapping | StreamingMetric]
 """Metrics or their configs, as in ``test_evaluator``."""
 
 
-def fit_constants(dataset: Iterable, specs: Specs, max_samples: int | None = None,
-                  progress: bool = True) -> dict[str, Constant]:
+def fit_constants(
+    dataset: Iterable, specs: Specs, max_samples: int | None = None, progress: bool = True
+) -> dict[str, Constant]:
     """The best constant of a data set for each metric, in one pass and bounded memory.
 
     Class ids for segmentation and classification, a number for depth, a direction for normals, D numbers for
@@ -55,14 +57,24 @@ def fit_constants(dataset: Iterable, specs: Specs, max_samples: int | None = Non
                 fitter.add(target.cpu())
     for fitter in fitters:
         if not fitter.count:
-            raise ValueError(f"no constant fits task '{fitter.metric.task}': no sample has a valid element of the "
-                             f"target '{fitter.metric.target}'")
-    return {f'{fitter.metric.prefix}/{name}': constant for fitter in fitters
-            for name, constant in fitter.constants().items()}
+            raise ValueError(
+                f"no constant fits task '{fitter.metric.task}': no sample has a valid element of the "
+                f"target '{fitter.metric.target}'"
+            )
+    return {
+        f'{fitter.metric.prefix}/{name}': constant
+        for fitter in fitters
+        for name, constant in fitter.constants().items()
+    }
 
 
-def evaluate_constants(dataset: Iterable, specs: Specs, constants: Mapping[str, Constant],
-                       max_samples: int | None = None, progress: bool = True) -> dict[str, float]:
+def evaluate_constants(
+    dataset: Iterable,
+    specs: Specs,
+    constants: Mapping[str, Constant],
+    max_samples: int | None = None,
+    progress: bool = True,
+) -> dict[str, float]:
     """Each metric of its own best constant, computed by the metric's own class, in one pass.
 
     Args:
@@ -104,8 +116,9 @@ def evaluate_constants(dataset: Iterable, specs: Specs, constants: Mapping[str, 
     return {key: metrics[key] for metrics, keys in values for key in keys}
 
 
-def comparison_table(model_metrics: Mapping[str, float], constant_metrics: Mapping[str, float],
-                     directions: Directions | None = None) -> str:
+def comparison_table(
+    model_metrics: Mapping[str, float], constant_metrics: Mapping[str, float], directions: Directions | None = None
+) -> str:
     """A text table of the model's metrics beside the best constant's.
 
     Args:
@@ -121,14 +134,25 @@ def comparison_table(model_metrics: Mapping[str, float], constant_metrics: Mappi
         arrow = '↑' if higher_is_better(key, directions) else '↓'
         if key in constant_metrics:
             constant = constant_metrics[key]
-            rows.append((key, arrow, _number(value), _number(constant),
-                         'yes' if is_better(key, value, constant, directions) else 'no'))
+            rows.append(
+                (
+                    key,
+                    arrow,
+                    _number(value),
+                    _number(constant),
+                    'yes' if is_better(key, value, constant, directions) else 'no',
+                )
+            )
         else:
             rows.append((key, arrow, _number(value), '-', '-'))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return '\n'.join(
-        '  '.join(cell.ljust(width) if column in (0, 1, 4) else cell.rjust(width)
-                  for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+        '  '.join(
+            cell.ljust(width) if column in (0, 1, 4) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _number(value: float) -> str:
@@ -137,8 +161,9 @@ def _number(value: float) -> str:
 
 def _fitter(metric: StreamingMetric) -> type[ConstantFitter]:
     if getattr(metric, 'kind', None) not in FITTERS:
-        raise ValueError(f'{type(metric).__name__} has no constant baseline, only metrics of the kinds '
-                         f'{", ".join(FITTERS)}')
+        raise ValueError(
+            f'{type(metric).__name__} has no constant baseline, only metrics of the kinds {", ".join(FITTERS)}'
+        )
     return FITTERS[metric.kind]
 
 
@@ -146,8 +171,10 @@ def _build(specs: Specs, dataset: Any) -> list[StreamingMetric]:
     """Fresh metrics that know the data set's targets."""
     if not isinstance(specs, Sequence):
         specs = [specs]
-    metrics = [copy.deepcopy(spec) if isinstance(spec, StreamingMetric) else METRICS.build(copy.deepcopy(spec))
-               for spec in specs]
+    metrics = [
+        copy.deepcopy(spec) if isinstance(spec, StreamingMetric) else METRICS.build(copy.deepcopy(spec))
+        for spec in specs
+    ]
     # Samples go by one by one here, so per-batch values would be other ones.
     metrics = [metric for metric in metrics if getattr(metric, 'reduction', 'pixel') == 'pixel']
     for metric in metrics:
@@ -187,6 +214,8 @@ def _unpack(item: Any) -> Sequence[MultiTaskDataSample]:
     samples = found if isinstance(found, Sequence) else [found]
     for sample in samples:
         if not isinstance(sample, MultiTaskDataSample):
-            raise ValueError('items must be packed, dict(data_samples=MultiTaskDataSample), or data samples, but one '
-                             f'is a {type(item).__name__} that holds a {type(sample).__name__}')
+            raise ValueError(
+                'items must be packed, dict(data_samples=MultiTaskDataSample), or data samples, but one '
+                f'is a {type(item).__name__} that holds a {type(sample).__name__}'
+            )
     return samples

@@ -1,4 +1,5 @@
 """For each kind of task: the constant prediction that is best on the training set, by metric."""
+
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -95,7 +96,7 @@ class DepthConstants(ConstantFitter):
         return {
             'abs_err': weighted_median(values, counts),
             'rel_err': weighted_median(values, counts / values),
-            'rmse': float(values @ counts / counts.sum())
+            'rmse': float(values @ counts / counts.sum()),
         }
 
     @staticmethod

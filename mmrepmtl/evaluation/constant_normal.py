@@ -1,4 +1,5 @@
 """Search for the constant direction that is best for each measure of angular error."""
+
 from collections.abc import Callable
 
 import numpy as np
@@ -56,10 +57,12 @@ def best_direction(histogram: SphereHistogram, score: Score) -> np.ndarray:
 
 def _evaluate(score: Score, candidates_C3: np.ndarray, points_3M: np.ndarray, weights_M: np.ndarray) -> np.ndarray:
     rows = max(_CHUNK // len(weights_M), 1)
-    return np.concatenate([
-        score(np.clip(candidates_C3[start:start + rows] @ points_3M, -1, 1), weights_M)
-        for start in range(0, len(candidates_C3), rows)
-    ])
+    return np.concatenate(
+        [
+            score(np.clip(candidates_C3[start : start + rows] @ points_3M, -1, 1), weights_M)
+            for start in range(0, len(candidates_C3), rows)
+        ]
+    )
 
 
 def _fibonacci_sphere(size: int) -> np.ndarray:
@@ -79,5 +82,5 @@ def _local_grid(direction: np.ndarray, step: float, reach: int = 2) -> np.ndarra
     a, b = (grid.reshape(-1, 1) for grid in np.meshgrid(offsets, offsets))
     grid = direction + a * across + b * along
     # The centre first: of equal scores, as on a plateau, the one in the middle is kept.
-    grid = grid[np.argsort(a.ravel()**2 + b.ravel()**2, kind='stable')]
+    grid = grid[np.argsort(a.ravel() ** 2 + b.ravel() ** 2, kind='stable')]
     return grid / np.linalg.norm(grid, axis=1, keepdims=True)

@@ -1,4 +1,5 @@
 """One number for a multi-task model: its mean relative change against single-task models, in percent."""
+
 import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -6,8 +7,13 @@ from typing import Literal
 from mmrepmtl.evaluation.metric_table import Directions, counts_in_delta_p, higher_is_better
 
 
-def delta_p(metrics: Mapping[str, float], baseline: Mapping[str, float], mode: Literal['task', 'metric'] = 'task',
-            directions: Directions | None = None, keys: Iterable[str] | None = None) -> float:
+def delta_p(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    mode: Literal['task', 'metric'] = 'task',
+    directions: Directions | None = None,
+    keys: Iterable[str] | None = None,
+) -> float:
     """Mean relative improvement over the single-task baseline in percent; positive is better than the baseline.
 
     With r = sign * (M - M_STL) / M_STL * 100, where the sign is -1 if lower is better:
@@ -45,8 +51,9 @@ def delta_p(metrics: Mapping[str, float], baseline: Mapping[str, float], mode: L
     return _mean([change for changes in by_task.values() for change in changes])
 
 
-def check_baseline(baseline: Mapping[str, float], keys: Iterable[str] | None = None,
-                   directions: Directions | None = None) -> None:
+def check_baseline(
+    baseline: Mapping[str, float], keys: Iterable[str] | None = None, directions: Directions | None = None
+) -> None:
     """Checks what :func:`delta_p` needs of a baseline, before the metrics that it will be compared with are computed.
 
     Args:
@@ -63,20 +70,32 @@ def check_baseline(baseline: Mapping[str, float], keys: Iterable[str] | None = N
     delta_p(dict.fromkeys(expected, 1.0), baseline, directions=directions)
 
 
-def delta_p_task(metrics: Mapping[str, float], baseline: Mapping[str, float], directions: Directions | None = None,
-                 keys: Iterable[str] | None = None) -> float:
+def delta_p_task(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    directions: Directions | None = None,
+    keys: Iterable[str] | None = None,
+) -> float:
     """:func:`delta_p` with each task counting alike, the papers' headline number."""
     return delta_p(metrics, baseline, 'task', directions, keys)
 
 
-def delta_p_metric(metrics: Mapping[str, float], baseline: Mapping[str, float], directions: Directions | None = None,
-                   keys: Iterable[str] | None = None) -> float:
+def delta_p_metric(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    directions: Directions | None = None,
+    keys: Iterable[str] | None = None,
+) -> float:
     """:func:`delta_p` with each metric counting alike."""
     return delta_p(metrics, baseline, 'metric', directions, keys)
 
 
-def delta_m(metrics: Mapping[str, float], baseline: Mapping[str, float], directions: Directions | None = None,
-            keys: Iterable[str] | None = None) -> float:
+def delta_m(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    directions: Directions | None = None,
+    keys: Iterable[str] | None = None,
+) -> float:
     """Delta m of CAGrad, Nash-MTL and FAMO: the negative of :func:`delta_p_metric`, so lower is better."""
     return -delta_p_metric(metrics, baseline, directions, keys)
 
@@ -88,15 +107,21 @@ ARI = delta_p_task
 def _relative_change(key: str, metrics: Mapping[str, float], baseline: Mapping[str, float]) -> float:
     for where, values in (('metrics', metrics), ('baseline', baseline)):
         if key not in values:
-            raise ValueError(f"delta_p: '{key}' is missing in the {where}, which have "
-                             f'{", ".join(values) or "nothing"}; compare the same metrics, or name those that count in '
-                             'keys=')
+            raise ValueError(
+                f"delta_p: '{key}' is missing in the {where}, which have "
+                f'{", ".join(values) or "nothing"}; compare the same metrics, or name those that count in '
+                'keys='
+            )
         if not math.isfinite(values[key]):
-            raise ValueError(f"delta_p: '{key}' is {values[key]} in the {where} (was the task labelled and "
-                             'evaluated?); leave it out by keys=')
+            raise ValueError(
+                f"delta_p: '{key}' is {values[key]} in the {where} (was the task labelled and "
+                'evaluated?); leave it out by keys='
+            )
     if baseline[key] <= 0:
-        raise ValueError(f"delta_p: '{key}' is {baseline[key]} in the baseline: no relative change can be taken from a "
-                         'value that is not positive; leave it out by keys=')
+        raise ValueError(
+            f"delta_p: '{key}' is {baseline[key]} in the baseline: no relative change can be taken from a "
+            'value that is not positive; leave it out by keys='
+        )
     return (metrics[key] - baseline[key]) / baseline[key]
 
 

@@ -26,12 +26,21 @@ class DepthMetric(StreamingMetric):
     names = ('abs_err', 'rel_err', 'rmse')
     reductions = ('pixel', 'batch')
 
-    def __init__(self, task: str, target: str | None = None, prefix: str | None = None, reduction: str = 'pixel',
-                 valid_range: tuple[float, float] | None = None, report: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        target: str | None = None,
+        prefix: str | None = None,
+        reduction: str = 'pixel',
+        valid_range: tuple[float, float] | None = None,
+        report: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(task, target, prefix, reduction, report)
         if valid_range is not None and not 0 <= valid_range[0] < valid_range[1]:
-            raise ValueError(f"DepthMetric of '{task}': valid_range is {tuple(valid_range)}, but must be (low, high) "
-                             'with 0 <= low < high')
+            raise ValueError(
+                f"DepthMetric of '{task}': valid_range is {tuple(valid_range)}, but must be (low, high) "
+                'with 0 <= low < high'
+            )
         self.valid_range = valid_range
 
     def valid(self, target: Tensor) -> Tensor:
@@ -56,19 +65,14 @@ class DepthMetric(StreamingMetric):
         # float64 before the difference: the sums run over 10^8 pixels.
         target = target[valid].double()
         error = (prediction[valid].double() - target).abs()
-        return {
-            'count': valid.sum(),
-            'abs': error.sum(),
-            'rel': (error / target).sum(),
-            'square': error.square().sum()
-        }
+        return {'count': valid.sum(), 'abs': error.sum(), 'rel': (error / target).sum(), 'square': error.square().sum()}
 
     def compute(self, totals: Totals) -> dict[str, float]:
         count = totals['count']
         return {
             'abs_err': float(totals['abs'] / count),
             'rel_err': float(totals['rel'] / count),
-            'rmse': float((totals['square'] / count).sqrt())
+            'rmse': float((totals['square'] / count).sqrt()),
         }
 
     def definition(self) -> str:
@@ -77,7 +81,9 @@ class DepthMetric(StreamingMetric):
         over = {
             'pixel': 'over all pixels of the set whose target is {} (not means of per-image or per-batch values)',
             'batch': 'over the pixels of each batch whose target is {}, then the mean over batches, every batch alike: '
-                     'depends on the batch size, not comparable with values over all pixels of the set'
+            'depends on the batch size, not comparable with values over all pixels of the set',
         }[self.reduction].format(limits)
-        return ('abs_err and rmse in the unit of the target, rel_err = |error| / target; '
-                f'{over}; predictions are not clamped')
+        return (
+            'abs_err and rmse in the unit of the target, rel_err = |error| / target; '
+            f'{over}; predictions are not clamped'
+        )

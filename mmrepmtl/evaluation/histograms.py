@@ -1,4 +1,5 @@
 """Fine histograms of bounded memory, from which the best constants are taken after one pass over the data."""
+
 import numpy as np
 
 _DROPPED_BITS = 10
@@ -75,8 +76,9 @@ class SphereHistogram:
         # The lower half of the octahedron is folded outwards into the corners of the square.
         u = np.where(z >= 0, x, (1 - np.abs(y)) * np.copysign(1, x))
         v = np.where(z >= 0, y, (1 - np.abs(x)) * np.copysign(1, y))
-        row, column = (np.clip(((axis + 1) / 2 * self.resolution).astype(np.int64), 0, self.resolution - 1)
-                       for axis in (u, v))
+        row, column = (
+            np.clip(((axis + 1) / 2 * self.resolution).astype(np.int64), 0, self.resolution - 1) for axis in (u, v)
+        )
         return row * self.resolution + column
 
 

@@ -1,4 +1,5 @@
 """The meaning of each metric name: its direction and whether it counts in Delta p. All others read this one table."""
+
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -64,8 +65,10 @@ def higher_is_better(key: str, directions: Directions | None = None) -> bool:
         if directions is not None and known in directions:
             return bool(directions[known])
     if name not in METRIC_TABLE:
-        raise ValueError(f"the direction of metric '{key}' is unknown: pass directions={{'{name}': True}} if higher is "
-                         f'better, False if lower is; known metrics: {", ".join(METRIC_TABLE)}')
+        raise ValueError(
+            f"the direction of metric '{key}' is unknown: pass directions={{'{name}': True}} if higher is "
+            f'better, False if lower is; known metrics: {", ".join(METRIC_TABLE)}'
+        )
     return METRIC_TABLE[name].higher_is_better
 
 

@@ -54,7 +54,7 @@ class NormalMetric(StreamingMetric):
         return {
             'count': torch.tensor(len(valid)),
             'angle': angle.sum(),
-            'histogram': torch.bincount(bins, minlength=BINS)
+            'histogram': torch.bincount(bins, minlength=BINS),
         } | {name: (angle < limit).sum() for name, limit in THRESHOLDS.items()}
 
     def compute(self, totals: Totals) -> dict[str, float]:
@@ -65,7 +65,7 @@ class NormalMetric(StreamingMetric):
         middle = torch.searchsorted(below, torch.tensor([(count - 1) // 2, count // 2]), right=True)
         return {
             'mean': float(totals['angle'] / count),
-            'median': float((middle.double().mean() + 0.5) * (180 / BINS))
+            'median': float((middle.double().mean() + 0.5) * (180 / BINS)),
         } | {name: int(totals[name]) / count * 100 for name in THRESHOLDS}
 
     def definition(self) -> str:
@@ -73,10 +73,12 @@ class NormalMetric(StreamingMetric):
         over = {
             'pixel': 'over all valid pixels of the set (not means of per-image or per-batch values)',
             'batch': 'over the valid pixels of each batch, then the mean over batches, every batch alike, medians '
-                     'included: depends on the batch size, not comparable with values over all pixels of the set'
+            'included: depends on the batch size, not comparable with values over all pixels of the set',
         }[self.reduction]
-        return (f'angles in degrees, shares in percent, {over}; the median comes from a histogram with bins of '
-                f'{180 / BINS:g} degree')
+        return (
+            f'angles in degrees, shares in percent, {over}; the median comes from a histogram with bins of '
+            f'{180 / BINS:g} degree'
+        )
 
 
 def angles_degrees(a: Tensor, b: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class RegressionMetric(StreamingMetric):
     def compute(self, totals: Totals) -> dict[str, float]:
         return {
             'mae': float(totals['abs'] / totals['count']),
-            'rmse': float((totals['square'] / totals['count']).sqrt())
+            'rmse': float((totals['square'] / totals['count']).sqrt()),
         }
 
     def definition(self) -> str:

@@ -1,4 +1,5 @@
 """Results files: ``{"metrics": {"semseg/mIoU": 54.59, ...}, "meta": {...}}`` as JSON."""
+
 import json
 import math
 import os
@@ -20,7 +21,7 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, float], meta: Ma
     numbers = {key: float(value) for key, value in metrics.items()}
     content = {
         'metrics': {key: value if math.isfinite(value) else None for key, value in numbers.items()},
-        'meta': dict(meta or {})
+        'meta': dict(meta or {}),
     }
     text = json.dumps(content, indent=2, allow_nan=False) + '\n'
     with whole_file(path) as file:
@@ -43,8 +44,10 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, float], dict[str, A
         if not isinstance(meta, dict):
             raise TypeError(f'"meta" is {type(meta).__name__}')
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
-        raise ValueError(f'{path} is not a results file, i.e. JSON of the form '
-                         f'{{"metrics": {{"task/metric": number}}, "meta": {{}}}}: {error!r}') from error
+        raise ValueError(
+            f'{path} is not a results file, i.e. JSON of the form '
+            f'{{"metrics": {{"task/metric": number}}, "meta": {{}}}}: {error!r}'
+        ) from error
     except OSError as error:
         raise type(error)(error.errno, f'results cannot be read: {error.strerror}', str(path)) from error
     return metrics, meta

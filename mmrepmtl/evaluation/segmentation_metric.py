@@ -28,8 +28,15 @@ class SegmentationMetric(StreamingMetric):
     names = ('mIoU', 'pixAcc')
     reductions = ('pixel', 'batch')
 
-    def __init__(self, task: str, target: str | None = None, prefix: str | None = None, reduction: str = 'pixel',
-                 num_classes: int | None = None, report: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        target: str | None = None,
+        prefix: str | None = None,
+        reduction: str = 'pixel',
+        num_classes: int | None = None,
+        report: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(task, target, prefix, reduction, report)
         self._num_classes = num_classes
 
@@ -39,13 +46,17 @@ class SegmentationMetric(StreamingMetric):
         targets = (self.dataset_meta or {}).get('targets', {})
         names = tuple(targets.get(self.target, {}).get('classes') or ())
         if self._num_classes is None and not names:
-            raise ValueError(f"SegmentationMetric of '{self.task}': the number of classes is unknown; set num_classes, "
-                             f"or the data set's metainfo['targets']['{self.target}']['classes']")
+            raise ValueError(
+                f"SegmentationMetric of '{self.task}': the number of classes is unknown; set num_classes, "
+                f"or the data set's metainfo['targets']['{self.target}']['classes']"
+            )
         if self._num_classes is None or len(names) == self._num_classes:
             return names
         if names:
-            raise ValueError(f"SegmentationMetric of '{self.task}': num_classes is {self._num_classes}, but the data "
-                             f'set has {len(names)} classes')
+            raise ValueError(
+                f"SegmentationMetric of '{self.task}': num_classes is {self._num_classes}, but the data "
+                f'set has {len(names)} classes'
+            )
         return tuple(str(index) for index in range(self._num_classes))
 
     @property
@@ -68,8 +79,10 @@ class SegmentationMetric(StreamingMetric):
             if values.is_floating_point():
                 raise ValueError(f'the {what} holds {values.dtype}, but must hold integer class ids')
             if bool(((values < 0) | (values >= self.num_classes)).any()):
-                raise ValueError(f'the {what} holds class ids from {int(values.min())} to {int(values.max())}, but the '
-                                 f'classes are 0 to {self.num_classes - 1} (void in the target: {VOID})')
+                raise ValueError(
+                    f'the {what} holds class ids from {int(values.min())} to {int(values.max())}, but the '
+                    f'classes are 0 to {self.num_classes - 1} (void in the target: {VOID})'
+                )
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
         """The additive statistics of these samples; see the base class."""
@@ -85,7 +98,7 @@ class SegmentationMetric(StreamingMetric):
         iou, present = class_iou(totals['confusion'])
         return {
             'mIoU': float(iou[present].mean()) * 100,
-            'pixAcc': int(totals['confusion'].diagonal().sum()) / int(totals['count']) * 100
+            'pixAcc': int(totals['confusion'].diagonal().sum()) / int(totals['count']) * 100,
         }
 
     def batch_values(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float] | None:
@@ -99,18 +112,25 @@ class SegmentationMetric(StreamingMetric):
 
     def definition(self) -> str:
         if self.reduction == 'batch':
-            return ('mIoU and pixAcc in percent of each image, from its own confusion matrix, over the classes that '
-                    "occur in it or in its prediction; then the mean over each batch's images and over batches, every "
-                    'batch alike: depends on the batch size, not comparable with values from one confusion matrix')
-        return ('mIoU and pixAcc in percent, from one confusion matrix of all labelled pixels of the set; mIoU is the '
-                'mean over the classes that occur in the ground truth or in the predictions')
+            return (
+                'mIoU and pixAcc in percent of each image, from its own confusion matrix, over the classes that '
+                "occur in it or in its prediction; then the mean over each batch's images and over batches, every "
+                'batch alike: depends on the batch size, not comparable with values from one confusion matrix'
+            )
+        return (
+            'mIoU and pixAcc in percent, from one confusion matrix of all labelled pixels of the set; mIoU is the '
+            'mean over the classes that occur in the ground truth or in the predictions'
+        )
 
     def describe(self, totals: Totals) -> str:
         iou, present = class_iou(totals['confusion'])
         share = totals['confusion'].sum(1).double() / totals['count']
-        rows = [f'  {name:<24}{100 * value:8.2f}{100 * pixels:10.2f}' if here else f'  {name:<24}{"absent":>8}{0:10.2f}'
-                for name, value, pixels, here in
-                zip(self.class_names, iou.tolist(), share.tolist(), present.tolist(), strict=True)]
+        rows = [
+            f'  {name:<24}{100 * value:8.2f}{100 * pixels:10.2f}' if here else f'  {name:<24}{"absent":>8}{0:10.2f}'
+            for name, value, pixels, here in zip(
+                self.class_names, iou.tolist(), share.tolist(), present.tolist(), strict=True
+            )
+        ]
         return '\n'.join([f'{self.prefix}: per class', f'  {"class":<24}{"IoU %":>8}{"pixels %":>10}', *rows])
 
 

@@ -1,4 +1,5 @@
 """The base of all metrics: streaming totals, exact over the data set, the same under any number of processes."""
+
 import logging
 import math
 from abc import abstractmethod
@@ -68,17 +69,27 @@ class StreamingMetric(BaseMetric):
     names: tuple[str, ...]
     reductions: tuple[str, ...] = ('pixel',)
 
-    def __init__(self, task: str, target: str | None = None, prefix: str | None = None,
-                 reduction: str = 'pixel', report: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        target: str | None = None,
+        prefix: str | None = None,
+        reduction: str = 'pixel',
+        report: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(prefix=prefix or task)
         if reduction not in self.reductions:
-            raise ValueError(f"{type(self).__name__} of '{task}': reduction='{reduction}' is not available, only "
-                             f'{" and ".join(map(repr, self.reductions))} (over all valid elements of the set; means '
-                             'of per-batch values differ from it)')
+            raise ValueError(
+                f"{type(self).__name__} of '{task}': reduction='{reduction}' is not available, only "
+                f'{" and ".join(map(repr, self.reductions))} (over all valid elements of the set; means '
+                'of per-batch values differ from it)'
+            )
         unknown = sorted(set(report or ()) - set(self.names))
         if unknown or (report is not None and not report):
-            raise ValueError(f"{type(self).__name__} of '{task}': report={list(report)} is not a part of its metrics "
-                             f'{", ".join(self.names)}')
+            raise ValueError(
+                f"{type(self).__name__} of '{task}': report={list(report)} is not a part of its metrics "
+                f'{", ".join(self.names)}'
+            )
         self.task = task
         self.target = target or task
         self.reduction = reduction
@@ -182,12 +193,16 @@ class StreamingMetric(BaseMetric):
         if known is None:
             return
         if self.target not in known:
-            raise ValueError(f"{type(self).__name__} of '{self.task}': the data set has no target '{self.target}', "
-                             f'only {", ".join(known) or "none"}; set target=')
+            raise ValueError(
+                f"{type(self).__name__} of '{self.task}': the data set has no target '{self.target}', "
+                f'only {", ".join(known) or "none"}; set target='
+            )
         kind = known[self.target].get('kind', self.kind)
         if kind != self.kind:
-            raise ValueError(f"{type(self).__name__} of '{self.task}' evaluates targets of kind '{self.kind}', but "
-                             f"'{self.target}' is of kind '{kind}'")
+            raise ValueError(
+                f"{type(self).__name__} of '{self.task}' evaluates targets of kind '{self.kind}', but "
+                f"'{self.target}' is of kind '{kind}'"
+            )
 
     def compute_metrics(self, results: list) -> dict:
         """Not used: the metrics come from totals, not from a list of results."""
@@ -195,9 +210,11 @@ class StreamingMetric(BaseMetric):
 
     def _check_processes(self) -> None:
         if self.reduction == 'batch' and get_world_size() > 1:
-            raise ValueError(f"{type(self).__name__} of '{self.task}': reduction='batch' depends on how samples are "
-                             f'grouped into batches, so it is for one process, but there are {get_world_size()}; '
-                             "evaluate in one process, or use reduction='pixel'")
+            raise ValueError(
+                f"{type(self).__name__} of '{self.task}': reduction='batch' depends on how samples are "
+                f'grouped into batches, so it is for one process, but there are {get_world_size()}; '
+                "evaluate in one process, or use reduction='pixel'"
+            )
 
     def _zeros(self) -> Totals:
         if self.reduction == 'batch':
@@ -241,12 +258,16 @@ class StreamingMetric(BaseMetric):
             prediction = sample.get('pred', {}).get(self.task)
             where = f"task '{self.task}', sample {sample['sample_idx']}"
             if prediction is None:
-                raise ValueError(f"{where}: labelled ('{self.target}') but without a prediction; predictions there: "
-                                 f'{sorted(sample.get("pred", {})) or "none"}')
+                raise ValueError(
+                    f"{where}: labelled ('{self.target}') but without a prediction; predictions there: "
+                    f'{sorted(sample.get("pred", {})) or "none"}'
+                )
             target = target.to(prediction.device)
             if prediction.is_floating_point() and not bool(prediction.isfinite().all()):
-                raise ValueError(f'{where}: the prediction is not finite '
-                                 f'({int((~prediction.isfinite()).sum())} of {prediction.numel()} values)')
+                raise ValueError(
+                    f'{where}: the prediction is not finite '
+                    f'({int((~prediction.isfinite()).sum())} of {prediction.numel()} values)'
+                )
             try:
                 self.check(prediction, target)
             except ValueError as error:
@@ -271,8 +292,11 @@ class StreamingMetric(BaseMetric):
         chunks = flat.split([zeros[name].numel() for name in integers])
         totals = {name: chunk.view_as(zeros[name]) for name, chunk in zip(integers, chunks, strict=True)}
         for name in floats:
-            kept = [part[name] for rank, (_, rank_parts) in enumerate(gathered)
-                    for part in rank_parts[:1 if rank in padded else 2]]
+            kept = [
+                part[name]
+                for rank, (_, rank_parts) in enumerate(gathered)
+                for part in rank_parts[: 1 if rank in padded else 2]
+            ]
             totals[name] = torch.stack(kept).sum(0)
         return totals
 
@@ -280,17 +304,23 @@ class StreamingMetric(BaseMetric):
         copies = Counter(chain.from_iterable(keys))
         repeated = [f'{index} ({path})' if path else str(index) for (index, path), n in copies.items() if n > 1]
         if repeated:
-            raise ValueError(f"task '{self.task}': {len(repeated)} samples were evaluated more than once, e.g. "
-                             f'{", ".join(repeated[:5])}; use DefaultSampler (shuffle=False), and a sample_idx or '
-                             'img_path that differs between samples')
+            raise ValueError(
+                f"task '{self.task}': {len(repeated)} samples were evaluated more than once, e.g. "
+                f'{", ".join(repeated[:5])}; use DefaultSampler (shuffle=False), and a sample_idx or '
+                'img_path that differs between samples'
+            )
         if len(copies) != size:
-            raise ValueError(f"task '{self.task}': {len(copies)} distinct samples were evaluated, but the data set has "
-                             f'{size}; do not drop batches or samples in a validation or test loader')
+            raise ValueError(
+                f"task '{self.task}': {len(copies)} distinct samples were evaluated, but the data set has "
+                f'{size}; do not drop batches or samples in a validation or test loader'
+            )
 
     def _key(self, sample: dict) -> SampleKey:
         if 'sample_idx' not in sample:
-            raise ValueError(f"task '{self.task}': a data sample has no sample_idx, without which a sample that is "
-                             "evaluated twice cannot be told; keep it in the packing transform's meta keys")
+            raise ValueError(
+                f"task '{self.task}': a data sample has no sample_idx, without which a sample that is "
+                "evaluated twice cannot be told; keep it in the packing transform's meta keys"
+            )
         path = sample.get('img_path')
         return int(sample['sample_idx']), None if path is None else str(path)
 
@@ -299,8 +329,12 @@ class StreamingMetric(BaseMetric):
             print_log(f'{self.prefix}: {self.definition()}', logger='current')
             self._definition_logged = True
         if totals['count'] == 0:
-            print_log(f"{self.prefix}: {int(totals['samples'])} of {size} samples have the target '{self.target}', "
-                      'none of them a valid element: the metrics are nan', logger='current', level=logging.WARNING)
+            print_log(
+                f"{self.prefix}: {int(totals['samples'])} of {size} samples have the target '{self.target}', "
+                'none of them a valid element: the metrics are nan',
+                logger='current',
+                level=logging.WARNING,
+            )
         elif self.reduction == 'batch':
             print_log(f'{self.prefix}: means over {int(totals["count"])} batches', logger='current')
         elif (details := self.describe(totals)) is not None:
@@ -317,5 +351,7 @@ def _add(left: Totals | None, right: Totals | None) -> Totals | None:
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
     """Raises ValueError unless prediction and target have the same shape."""
     if prediction.shape != target.shape:
-        raise ValueError(f'the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; '
-                         "predictions are compared at the target's size")
+        raise ValueError(
+            f'the prediction has shape {tuple(prediction.shape)}, the target {tuple(target.shape)}; '
+            "predictions are compared at the target's size"
+        )

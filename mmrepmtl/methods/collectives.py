@@ -60,8 +60,9 @@ class Ranks:
             torch.distributed.all_reduce(total, group=self.group)
         return total
 
-    def sum_and_sizes(self, values_K: Tensor, size: int, same: Mapping[str, int] | None = None
-                      ) -> tuple[Tensor, list[int]]:
+    def sum_and_sizes(
+        self, values_K: Tensor, size: int, same: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         """:meth:`sum` of ``values_K`` and the ``size`` of every rank, in one collective.
 
         Args:
@@ -78,11 +79,11 @@ class Ranks:
         table_RN = values_K.new_zeros(self.size, len(numbers))
         table_RN[self.rank] = table_RN.new_tensor(numbers)
         total = self.sum(torch.cat([values_K.detach(), table_RN.flatten()]))
-        sizes, *columns = total[len(values_K):].view(self.size, -1).T.round().long().tolist()
+        sizes, *columns = total[len(values_K) :].view(self.size, -1).T.round().long().tolist()
         for description, column in zip(same or {}, columns, strict=True):
             if len(set(column)) > 1:
                 raise ValueError(f'{description} must be the same on all ranks, got {column} (by rank)')
-        return total[:len(values_K)], sizes
+        return total[: len(values_K)], sizes
 
     def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
         """Concatenates the rows of all ranks in rank order, detached.
@@ -95,7 +96,7 @@ class Ranks:
             return rows.detach()
         # One shape on all ranks, because not every backend gathers unequal ones.
         padded = rows.new_zeros(max(sizes), rows.shape[1])
-        padded[:len(rows)] = rows.detach()
+        padded[: len(rows)] = rows.detach()
         received = [torch.empty_like(padded) for _ in sizes]
         torch.distributed.all_gather(received, padded, group=self.group)
         return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])

@@ -28,8 +28,9 @@ class Alignment(NamedTuple):
     negative: Tensor
 
 
-def cross_task_saliency_alignment(saliency: Tensor, temperature: float = 1.0, gather_negatives: bool = False, *,
-                                  process_group: Any = None) -> Tensor:
+def cross_task_saliency_alignment(
+    saliency: Tensor, temperature: float = 1.0, gather_negatives: bool = False, *, process_group: Any = None
+) -> Tensor:
     """CSA: contrasts each sample's anchor with its tasks' affinities (positives) and with the other samples' anchors.
 
     Equal to the literal formula on C x C affinities, value and gradient. The pairs of a (relatively) zero saliency are
@@ -57,8 +58,9 @@ def cross_task_saliency_alignment(saliency: Tensor, temperature: float = 1.0, ga
 def as_positions(saliency: Tensor) -> Tensor:
     """Brings a saliency to (T, B, C, N), in float32 or float64."""
     if not 3 <= saliency.dim() <= 5:
-        raise ValueError('expected a saliency (T, B, C), (T, B, C, N) or (T, B, C, H, W), got shape '
-                         f'{tuple(saliency.shape)}')
+        raise ValueError(
+            f'expected a saliency (T, B, C), (T, B, C, N) or (T, B, C, H, W), got shape {tuple(saliency.shape)}'
+        )
     saliency = saliency if saliency.dtype == torch.float64 else saliency.float()
     return saliency.unsqueeze(-1) if saliency.dim() == 3 else saliency.flatten(3)
 
@@ -82,20 +84,21 @@ def align(saliency_TBCN: Tensor, temperature: float, ranks: Ranks, sizes: list[i
 
     rows = torch.cat([anchor_BCT.flatten(1), positive_TB.T, rms_TB.T, anchor_rms_BT], dim=1)
     rows = ranks.gather_rows(rows, sizes)
-    anchor_GCT = rows[:, :C * T].unflatten(1, (C, T))
-    positive_GT, rms_GT, anchor_rms_GT = rows[:, C * T:].split(T, dim=1)
+    anchor_GCT = rows[:, : C * T].unflatten(1, (C, T))
+    positive_GT, rms_GT, anchor_rms_GT = rows[:, C * T :].split(T, dim=1)
     # The own part stays in the graph. The others' parts are constants here, and in the graph of their own rank.
-    start = sum(sizes[:ranks.rank])
-    anchor_GCT = torch.cat([anchor_GCT[:start], anchor_BCT, anchor_GCT[start + B:]])
-    positive_GT = torch.cat([positive_GT[:start], positive_TB.T, positive_GT[start + B:]])
+    start = sum(sizes[: ranks.rank])
+    anchor_GCT = torch.cat([anchor_GCT[:start], anchor_BCT, anchor_GCT[start + B :]])
+    positive_GT = torch.cat([positive_GT[:start], positive_TB.T, positive_GT[start + B :]])
     result = _contrast(anchor_GCT, positive_GT, rms_GT, anchor_rms_GT, temperature)
     # DistributedDataParallel takes the mean over ranks of gradients that add up to the whole.
     loss = result.loss.detach() + ranks.size * (result.loss - result.loss.detach())
     return result._replace(loss=loss)
 
 
-def _contrast(anchor_GCT: Tensor, positive_GT: Tensor, rms_GT: Tensor, anchor_rms_GT: Tensor,
-              temperature: float) -> Alignment:
+def _contrast(
+    anchor_GCT: Tensor, positive_GT: Tensor, rms_GT: Tensor, anchor_rms_GT: Tensor, temperature: float
+) -> Alignment:
     """Eq. 9 from the anchors, the positive similarities and the magnitudes of all samples."""
     G, C, T = anchor_GCT.shape
     threshold_T = _RELATIVE_ZERO[rms_GT.dtype] * rms_GT.mean(0)
@@ -135,7 +138,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient_BKK: Tensor) -> Tensor:
-        matrix_BCK, = ctx.saved_tensors
+        (matrix_BCK,) = ctx.saved_tensors
         with full_precision(matrix_BCK.device.type):
             return matrix_BCK @ (gradient_BKK + gradient_BKK.mT)
 
@@ -179,8 +182,10 @@ class _Moments(torch.autograd.Function):
         with full_precision(saliency_TBCN.device.type):
             for t, chunk in _chunks(saliency_TBCN):
                 scale = scale_TB[t, chunk, None, None]
-                projection_grad, square_grad = (2 * projection_grad_TB[t, chunk, None, None],
-                                                4 * square_grad_TB[t, chunk, None, None])
+                projection_grad, square_grad = (
+                    2 * projection_grad_TB[t, chunk, None, None],
+                    4 * square_grad_TB[t, chunk, None, None],
+                )
                 x_BCN = saliency_TBCN[t, chunk] / scale
                 # Scalars go into the small factors of each product.
                 projected_BTN = projection_grad * (anchor_BCT[chunk].mT @ x_BCN)
@@ -202,7 +207,7 @@ def _small_gram(x_BCN: Tensor) -> Tensor:
 def _chunks(saliency_TBCN: Tensor) -> Iterator[tuple[int, slice]]:
     """(task, samples) of the pieces that are worked on at once."""
     T, B, C, N = saliency_TBCN.shape
-    step = max(1, _CHUNK_ELEMENTS // (C * N + min(C, N)**2))
+    step = max(1, _CHUNK_ELEMENTS // (C * N + min(C, N) ** 2))
     for t in range(T):
         for start in range(0, B, step):
             yield t, slice(start, start + step)

@@ -31,8 +31,14 @@ from mmrepmtl.methods.saliency import (
 )
 from mmrepmtl.methods.tsr import ownership, task_saliency_regulation
 
-__all__ = ['RegularizerContext', 'RepMTL', 'cross_task_saliency_alignment', 'identity_views', 'task_saliency',
-           'task_saliency_regulation']
+__all__ = [
+    'RegularizerContext',
+    'RepMTL',
+    'cross_task_saliency_alignment',
+    'identity_views',
+    'task_saliency',
+    'task_saliency_regulation',
+]
 
 #: Below this entropy / ln T one task owns almost every position.
 _COLLAPSED = 0.1
@@ -76,20 +82,37 @@ class RepMTL(Regularizer):
     always_logged = ('tsr', 'csa')
     num_steps: Tensor
 
-    def __init__(self, lambda_tsr: float = 0.9, lambda_csa: float = 0.9, temperature: float = 1.0,
-                 gather_negatives: bool = True, shared_samples: bool | None = None,
-                 saliency_transform: str | None = 'log', layout: str = 'NCHW', num_prefix_tokens: int = 0,
-                 through: str = 'all', warmup_iters: int = 0, saliency_floor: float = 0.0, interval: int = 1) -> None:
+    def __init__(
+        self,
+        lambda_tsr: float = 0.9,
+        lambda_csa: float = 0.9,
+        temperature: float = 1.0,
+        gather_negatives: bool = True,
+        shared_samples: bool | None = None,
+        saliency_transform: str | None = 'log',
+        layout: str = 'NCHW',
+        num_prefix_tokens: int = 0,
+        through: str = 'all',
+        warmup_iters: int = 0,
+        saliency_floor: float = 0.0,
+        interval: int = 1,
+    ) -> None:
         super().__init__()
-        for argument, value, allowed in (('saliency_transform', saliency_transform, (None, 'log')),
-                                         ('layout', layout, LAYOUTS),
-                                         ('through', through, ('all', 'representation'))):
+        for argument, value, allowed in (
+            ('saliency_transform', saliency_transform, (None, 'log')),
+            ('layout', layout, LAYOUTS),
+            ('through', through, ('all', 'representation')),
+        ):
             if value not in allowed:
                 raise ValueError(f'RepMTL: {argument} must be one of {allowed}, got {value!r}')
-        for argument, value, least in (('lambda_tsr', lambda_tsr, 0), ('lambda_csa', lambda_csa, 0),
-                                       ('num_prefix_tokens', num_prefix_tokens, 0), ('warmup_iters', warmup_iters, 0),
-                                       ('interval', interval, 1),
-                                       ('saliency_floor', saliency_floor, 0)):
+        for argument, value, least in (
+            ('lambda_tsr', lambda_tsr, 0),
+            ('lambda_csa', lambda_csa, 0),
+            ('num_prefix_tokens', num_prefix_tokens, 0),
+            ('warmup_iters', warmup_iters, 0),
+            ('interval', interval, 1),
+            ('saliency_floor', saliency_floor, 0),
+        ):
             if not value >= least:
                 raise ValueError(f'RepMTL: {argument} must be at least {least}, got {value!r}')
         if not temperature > 0:
@@ -112,8 +135,17 @@ class RepMTL(Regularizer):
 
     def extra_repr(self) -> str:
         """The settings, for the log."""
-        names = ('lambda_tsr', 'lambda_csa', 'temperature', 'gather_negatives', 'saliency_transform', 'through',
-                 'warmup_iters', 'saliency_floor', 'interval')
+        names = (
+            'lambda_tsr',
+            'lambda_csa',
+            'temperature',
+            'gather_negatives',
+            'saliency_transform',
+            'through',
+            'warmup_iters',
+            'saliency_floor',
+            'interval',
+        )
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
 
     @property
@@ -121,8 +153,9 @@ class RepMTL(Regularizer):
         """Whether the saliency is that of log losses."""
         return self.saliency_transform == 'log'
 
-    def forward(self, losses: Mapping[str, Tensor], representation: Representation,
-                context: RegularizerContext = PLAIN) -> dict[str, Tensor]:
+    def forward(
+        self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext = PLAIN
+    ) -> dict[str, Tensor]:
         """Computes both terms; see :class:`~mmrepmtl.methods.regularizer.Regularizer`.
 
         Args:
@@ -154,8 +187,9 @@ class RepMTL(Regularizer):
         with full_precision(next(iter(losses.values())).device.type):
             return self._penalty(losses, representation, context, factor)
 
-    def _penalty(self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext,
-                 factor: float) -> dict[str, Tensor]:
+    def _penalty(
+        self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext, factor: float
+    ) -> dict[str, Tensor]:
         scale, slices = context.scale, context.slices
         sources = self._sources(losses, representation, slices)
         ranks = Ranks(context.process_group)
@@ -175,8 +209,10 @@ class RepMTL(Regularizer):
             if context.task_weights is None:
                 factors = [1 / scale] * len(losses)
             else:  # the gradients are those of scale * transform * loss
-                factors = [weight / (scale * transform[task])
-                           for task, weight in zip(losses, context.task_weights, strict=True)]
+                factors = [
+                    weight / (scale * transform[task])
+                    for task, weight in zip(losses, context.task_weights, strict=True)
+                ]
             tasks = _combine(sources, gradients, factors)
         if self.through == 'representation':
             return self._through_representation(terms, sources, scale, tasks)
@@ -184,33 +220,44 @@ class RepMTL(Regularizer):
             self._record_at_backward(index, source, part, scale * context.backward_scale)
         return terms
 
-    def _sources(self, losses: Mapping[str, Tensor], representation: Representation,
-                 slices: Mapping[str, slice] | None) -> dict[str, list[Tensor]]:
+    def _sources(
+        self, losses: Mapping[str, Tensor], representation: Representation, slices: Mapping[str, slice] | None
+    ) -> dict[str, list[Tensor]]:
         per_task = isinstance(representation, Mapping)
         if self.shared_samples and (per_task or slices is not None):
             raise ValueError('RepMTL: a representation per task, or slices of it, needs shared_samples=False')
         own = self.shared_samples is False
         if (own or per_task) and per_task == (slices is not None):
-            raise ValueError('RepMTL: shared_samples=False needs the representation as {task: tensor}, or as one '
-                             'tensor with the context\'s slices = {task: its rows}, and not both')
+            raise ValueError(
+                'RepMTL: shared_samples=False needs the representation as {task: tensor}, or as one '
+                "tensor with the context's slices = {task: its rows}, and not both"
+            )
         return sources_of_tasks(losses, representation)
 
-    def _exchange(self, losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
-                  ranks: Ranks, slices: Mapping[str, slice] | None
-                  ) -> tuple[dict[str, float | Tensor], list[int]]:
+    def _exchange(
+        self,
+        losses: Mapping[str, Tensor],
+        sources: Mapping[str, list[Tensor]],
+        ranks: Ranks,
+        slices: Mapping[str, slice] | None,
+    ) -> tuple[dict[str, float | Tensor], list[int]]:
         """Factor of each loss in the saliency, and the number of samples of each rank."""
         if slices is None:
             length = min(len(source[0]) for source in sources.values())
         else:
             length = min(len(range(*slices[task].indices(len(sources[task][0])))) for task in losses)
-        values_T = torch.stack([loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
-                                for loss in losses.values()])
+        values_T = torch.stack(
+            [loss.detach() if loss.dtype == torch.float64 else loss.detach().float() for loss in losses.values()]
+        )
         shapes = [level.shape for level in next(iter(sources.values()))]
         channels = [shape[1] if self.layout == 'NCHW' else shape[-1] for shape in shapes]
         # Of the channels one number, so that ranks with different numbers of levels reduce the same shape.
-        same = {'RepMTL: the number of levels of Z': len(channels),
-                'RepMTL: the sum of (number of the level, from 1) times channels of Z':
-                    sum((i + 1) * c for i, c in enumerate(channels))}
+        same = {
+            'RepMTL: the number of levels of Z': len(channels),
+            'RepMTL: the sum of (number of the level, from 1) times channels of Z': sum(
+                (i + 1) * c for i, c in enumerate(channels)
+            ),
+        }
         total_T, sizes = ranks.sum_and_sizes(values_T, length, same)
         self._warn_few(length, sum(sizes))
         if self.saliency_transform is None:
@@ -219,12 +266,15 @@ class RepMTL(Regularizer):
         # On the reduced values, so that all ranks stop together.
         refused = {task: value for task, value in zip(losses, mean_T.tolist(), strict=True) if value <= 0}
         if refused:
-            raise ValueError(f"RepMTL: saliency_transform='log' needs positive losses, got {refused}; use "
-                             'saliency_transform=None or a loss that is positive')
+            raise ValueError(
+                f"RepMTL: saliency_transform='log' needs positive losses, got {refused}; use "
+                'saliency_transform=None or a loss that is positive'
+            )
         return dict(zip(losses, 1 / mean_T, strict=True)), sizes
 
-    def _measure(self, losses: Mapping[str, Tensor], levels: list[Tensor], ranks: Ranks,
-                 sizes: list[int]) -> tuple[Tensor, Tensor]:
+    def _measure(
+        self, losses: Mapping[str, Tensor], levels: list[Tensor], ranks: Ranks, sizes: list[int]
+    ) -> tuple[Tensor, Tensor]:
         """Both terms, unweighted, averaged over the levels, and their diagnostics."""
         negatives = ranks if self.gather_negatives else Ranks(enabled=False)
         # TSR first: the backward then adds its gradient into CSA's, and no third tensor as large as the saliency is
@@ -250,8 +300,13 @@ class RepMTL(Regularizer):
         self._values |= dict(csa=csa.detach(), positive=positive, negative=negative)
         return (tsr if self.lambda_tsr else tsr.detach()), csa
 
-    def _through_representation(self, terms: dict[str, Tensor], sources: Mapping[str, list[Tensor]],
-                                scale: float | Tensor, tasks: dict[int, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def _through_representation(
+        self,
+        terms: dict[str, Tensor],
+        sources: Mapping[str, list[Tensor]],
+        scale: float | Tensor,
+        tasks: dict[int, tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
         """Replaces the graph of the terms by one that carries the penalty's gradient at Z, and nothing to the heads."""
         total = terms['loss_tsr'] + terms['loss_csa']
         terms = {name: term.detach() for name, term in terms.items()}
@@ -297,9 +352,12 @@ class RepMTL(Regularizer):
         if entropy >= _COLLAPSED:
             self._warned.discard('collapse')
         else:
-            self._warn('collapse', f'entropy / ln T of the task saliency collapsed to {entropy:.3f}: one task owns '
-                       'almost every position. Lower lambda_tsr, or use warmup_iters, saliency_floor or '
-                       "through='representation'")
+            self._warn(
+                'collapse',
+                f'entropy / ln T of the task saliency collapsed to {entropy:.3f}: one task owns '
+                'almost every position. Lower lambda_tsr, or use warmup_iters, saliency_floor or '
+                "through='representation'",
+            )
 
     def _warn_few(self, own: int, everywhere: int) -> None:
         if not self.lambda_csa:
@@ -307,8 +365,11 @@ class RepMTL(Regularizer):
         if (everywhere if self.gather_negatives else own) == 1:
             self._warn('single', 'CSA has no negatives in a batch of one sample and is 0')
         elif own < _FEW_SAMPLES:
-            self._warn('few', f'CSA on {own} samples per process: heads that begin with convolution + BatchNorm make '
-                       f'its anchors degenerate below {_FEW_SAMPLES} samples per BatchNorm batch')
+            self._warn(
+                'few',
+                f'CSA on {own} samples per process: heads that begin with convolution + BatchNorm make '
+                f'its anchors degenerate below {_FEW_SAMPLES} samples per BatchNorm batch',
+            )
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:
@@ -353,8 +414,9 @@ class RepMTL(Regularizer):
         self._squares = {number: value.to(device) for number, value in state.get('squares', {}).items()}
 
 
-def _combine(sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]],
-             weights: list[float | Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+def _combine(
+    sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]], weights: list[float | Tensor]
+) -> dict[int, tuple[Tensor, Tensor]]:
     """{id: (Z, sum of weight * gradient of the tasks)} of each distinct tensor that a task is differentiated by."""
     combined: dict[int, tuple[Tensor, Tensor]] = {}
     for weight, levels, parts in zip(weights, sources.values(), gradients.values(), strict=True):

@@ -19,8 +19,11 @@ LAYOUTS = ('NCHW', 'NHWC', 'NLC')
 
 #: (part of torch's message or of a node's name, what the user can do), the more special first.
 _NOT_TWICE = (
-    ('scaled_dot_product', 'it uses fused scaled-dot-product attention; run the head inside '
-     'torch.nn.attention.sdpa_kernel(SDPBackend.MATH)'),
+    (
+        'scaled_dot_product',
+        'it uses fused scaled-dot-product attention; run the head inside '
+        'torch.nn.attention.sdpa_kernel(SDPBackend.MATH)',
+    ),
     ('CompiledFunction', 'it is compiled; leave the head out of torch.compile (the encoder may be compiled)'),
     ('aot_autograd', 'it is compiled; leave the head out of torch.compile (the encoder may be compiled)'),
     ('use_reentrant', 'it uses re-entrant checkpointing; call checkpoint(..., use_reentrant=False)'),
@@ -32,9 +35,15 @@ _NOT_TWICE = (
 )
 
 
-def task_saliency(losses: Mapping[str, Tensor] | Sequence[Tensor], representation: Representation,
-                  scale: float | Tensor = 1.0, *, layout: str = 'NCHW', num_prefix_tokens: int = 0,
-                  slices: Mapping[str, slice] | Sequence[slice] | None = None) -> Tensor | list[Tensor]:
+def task_saliency(
+    losses: Mapping[str, Tensor] | Sequence[Tensor],
+    representation: Representation,
+    scale: float | Tensor = 1.0,
+    *,
+    layout: str = 'NCHW',
+    num_prefix_tokens: int = 0,
+    slices: Mapping[str, slice] | Sequence[slice] | None = None,
+) -> Tensor | list[Tensor]:
     """Gradient of each task's loss with respect to the shared representation (Rep-MTL, Eq. 3), differentiable again.
 
     Levels of which one is computed from another must be passed as :func:`identity_views` of them, which the heads read:
@@ -107,8 +116,9 @@ def sources_of_tasks(losses: Mapping[str, Tensor], representation: Representatio
     return sources
 
 
-def differentiate(losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
-                  factors: Mapping[str, float | Tensor]) -> dict[str, list[Tensor]]:
+def differentiate(
+    losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]], factors: Mapping[str, float | Tensor]
+) -> dict[str, list[Tensor]]:
     """Gradient of ``factors[task] * losses[task]`` at each level, in the graph, shape and dtype of that level.
 
     Raises:
@@ -123,18 +133,27 @@ def differentiate(losses: Mapping[str, Tensor], sources: Mapping[str, list[Tenso
         usable = loss.requires_grad and all(level.requires_grad for level in levels)
         # Backward formulas follow the dtypes of the forward; autocast would lower some of them once more.
         with torch.autocast(loss.device.type, enabled=False), _explain(task):
-            found = (torch.autograd.grad(loss, levels, weight, create_graph=True, allow_unused=True) if usable
-                     else [None])
+            found = (
+                torch.autograd.grad(loss, levels, weight, create_graph=True, allow_unused=True) if usable else [None]
+            )
         if all(gradient is None for gradient in found):
-            raise ValueError(f'the loss of task {task!r} does not depend on the representation: its head must read the '
-                             'very tensor that is passed as representation, and that tensor must require grad')
-        gradients[task] = [torch.zeros_like(level) if gradient is None else gradient
-                           for level, gradient in zip(levels, found, strict=True)]
+            raise ValueError(
+                f'the loss of task {task!r} does not depend on the representation: its head must read the '
+                'very tensor that is passed as representation, and that tensor must require grad'
+            )
+        gradients[task] = [
+            torch.zeros_like(level) if gradient is None else gradient
+            for level, gradient in zip(levels, found, strict=True)
+        ]
     return gradients
 
 
-def stack_levels(gradients: Mapping[str, list[Tensor]], layout: str = 'NCHW', num_prefix_tokens: int = 0,
-                 slices: Mapping[str, slice] | None = None) -> list[Tensor]:
+def stack_levels(
+    gradients: Mapping[str, list[Tensor]],
+    layout: str = 'NCHW',
+    num_prefix_tokens: int = 0,
+    slices: Mapping[str, slice] | None = None,
+) -> list[Tensor]:
     """Brings the gradients of all tasks into one ``(T, B, C, *spatial)`` tensor per level, in float32 or float64."""
     levels = []
     for maps in zip(*gradients.values(), strict=True):
@@ -158,8 +177,10 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
     """The B x C x ``*spatial`` view of a gradient."""
     if layout == 'NLC':
         if gradient.dim() != 3 or gradient.shape[1] <= num_prefix_tokens:
-            raise ValueError(f"layout 'NLC' with {num_prefix_tokens} prefix tokens expects B x N x C with more "
-                             f'tokens than that, got shape {tuple(gradient.shape)}')
+            raise ValueError(
+                f"layout 'NLC' with {num_prefix_tokens} prefix tokens expects B x N x C with more "
+                f'tokens than that, got shape {tuple(gradient.shape)}'
+            )
         return gradient[:, num_prefix_tokens:].transpose(1, 2)
     if layout not in LAYOUTS:
         raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}')
@@ -167,9 +188,11 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} needs layout='NLC', got {layout!r}")
     # B x N x C is said by 'NLC'; read as NHWC or NCHW it may be a mistake that no error would show.
     if gradient.dim() not in (2, 4):
-        raise ValueError(f'layout {layout!r} expects a map with 4 dimensions or B x C, got shape '
-                         f'{tuple(gradient.shape)}; '
-                         "tokens (B x N x C) need layout='NLC'")
+        raise ValueError(
+            f'layout {layout!r} expects a map with 4 dimensions or B x C, got shape '
+            f'{tuple(gradient.shape)}; '
+            "tokens (B x N x C) need layout='NLC'"
+        )
     return gradient.movedim(-1, 1) if layout == 'NHWC' else gradient
 
 
@@ -177,8 +200,9 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
 _ONCE_WRAPPERS = {torch.autograd.function.once_differentiable(lambda ctx, grad: grad).__code__}
 
 
-def check_twice_differentiable(losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]],
-                               gradients: Mapping[str, list[Tensor]]) -> None:
+def check_twice_differentiable(
+    losses: Mapping[str, Tensor], sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]]
+) -> None:
     """Differentiates the saliencies once more, to find a head that cannot be, and to say which.
 
     Without it the error would come out of the final backward without a name, or, for an ``autograd.Function`` that
@@ -195,20 +219,29 @@ def check_twice_differentiable(losses: Mapping[str, Tensor], sources: Mapping[st
             if 'SyncBatchNorm' in node.name():
                 raise ValueError(_message(task, node.name()))
             if _once_differentiable(node):
-                raise ValueError(f'the head of task {task!r} cannot be differentiated twice, which Rep-MTL needs: the '
-                                 f'backward of {node.name()} is marked once_differentiable; replace the operation')
+                raise ValueError(
+                    f'the head of task {task!r} cannot be differentiated twice, which Rep-MTL needs: the '
+                    f'backward of {node.name()} is marked once_differentiable; replace the operation'
+                )
         dependent = [gradient for gradient in gradients[task] if gradient.requires_grad]
         if not dependent:
             hidden = [node.name() for node in head if isinstance(node, torch.autograd.function.BackwardCFunction)]
             if hidden:
-                raise ValueError(f'the saliency of task {task!r} is cut off from the graph by {sorted(set(hidden))}: '
-                                 'make its backward differentiable, or replace the operation')
+                raise ValueError(
+                    f'the saliency of task {task!r} is cut off from the graph by {sorted(set(hidden))}: '
+                    'make its backward differentiable, or replace the operation'
+                )
             continue  # A piecewise linear head without weights: its saliency is a constant indeed.
         # With the weights among the inputs every node of the double backward runs, also those that do not lead to Z.
         leaves = [node.variable for node in _nodes(dependent, stops) if node.name().endswith('AccumulateGrad')]
         with torch.autocast(loss.device.type, enabled=False), _explain(task):
-            torch.autograd.grad(dependent, [*sources[task], *leaves], [torch.ones_like(part) for part in dependent],
-                                retain_graph=True, allow_unused=True)
+            torch.autograd.grad(
+                dependent,
+                [*sources[task], *leaves],
+                [torch.ones_like(part) for part in dependent],
+                retain_graph=True,
+                allow_unused=True,
+            )
 
 
 def _once_differentiable(node: Any) -> bool:

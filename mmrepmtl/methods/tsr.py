@@ -20,8 +20,9 @@ class Ownership(NamedTuple):
     share_T: Tensor
 
 
-def task_saliency_regulation(saliency: Tensor, floor: float = 0.0, *, gather: bool = False,
-                             process_group: Any = None) -> Tensor:
+def task_saliency_regulation(
+    saliency: Tensor, floor: float = 0.0, *, gather: bool = False, process_group: Any = None
+) -> Tensor:
     """TSR: mean over samples and positions of the entropy of the tasks' shares in the (channel mean) saliency.
 
     Invariant to the scale of the saliency. A task's zero saliency adds nothing; a position where all are zero counts

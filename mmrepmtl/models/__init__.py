@@ -6,7 +6,23 @@ from .multi_task_model import MultiTaskModel
 from .necks import FPNNeck, GlobalPoolNeck, TaskSaliencyDecoder, ToMapNeck
 
 __all__ = [
-    'ClassificationHead', 'ConvDecoder', 'Decoder', 'DeepLabDecoder', 'DenseHead', 'DepthHead', 'FPNNeck',
-    'GlobalPoolNeck', 'LinearDecoder', 'MMSegDecoder', 'MultiTaskDataPreprocessor', 'MultiTaskModel', 'NormalHead',
-    'RegressionHead', 'SegmentationHead', 'TaskHead', 'TaskSaliencyDecoder', 'TimmEncoder', 'ToMapNeck'
+    'ClassificationHead',
+    'ConvDecoder',
+    'Decoder',
+    'DeepLabDecoder',
+    'DenseHead',
+    'DepthHead',
+    'FPNNeck',
+    'GlobalPoolNeck',
+    'LinearDecoder',
+    'MMSegDecoder',
+    'MultiTaskDataPreprocessor',
+    'MultiTaskModel',
+    'NormalHead',
+    'RegressionHead',
+    'SegmentationHead',
+    'TaskHead',
+    'TaskSaliencyDecoder',
+    'TimmEncoder',
+    'ToMapNeck',
 ]

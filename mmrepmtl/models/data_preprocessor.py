@@ -32,8 +32,14 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
         non_blocking: Whether the host waits for the copies to the device.
     """
 
-    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, size_divisor: int = 1,
-                 target_padding: Mapping[str, float] | None = None, non_blocking: bool = False) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size_divisor: int = 1,
+        target_padding: Mapping[str, float] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
         super().__init__(non_blocking)
         if (mean is None) != (std is None):
             raise ValueError('MultiTaskDataPreprocessor: give both mean and std, or neither')
@@ -42,8 +48,10 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
         self.normalises = mean is not None
         if mean is not None and std is not None:
             if max(*mean, *std) > 1:
-                raise ValueError(f'MultiTaskDataPreprocessor: mean={tuple(mean)}, std={tuple(std)}; images are in '
-                                 '[0, 1], so divide values that are meant for [0, 255] by 255')
+                raise ValueError(
+                    f'MultiTaskDataPreprocessor: mean={tuple(mean)}, std={tuple(std)}; images are in '
+                    '[0, 1], so divide values that are meant for [0, 255] by 255'
+                )
             self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
             self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
         self.size_divisor = size_divisor
@@ -69,8 +77,10 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
         samples = data.get('data_samples')
         for image in images:
             if image.ndim != 3 or not image.is_floating_point():
-                raise ValueError(f'MultiTaskDataPreprocessor: an image of shape {tuple(image.shape)} and '
-                                 f'{image.dtype}; expected floating-point (C, H, W) in [0, 1]')
+                raise ValueError(
+                    f'MultiTaskDataPreprocessor: an image of shape {tuple(image.shape)} and '
+                    f'{image.dtype}; expected floating-point (C, H, W) in [0, 1]'
+                )
         if samples is not None and len(samples) != len(images):
             raise ValueError(f'MultiTaskDataPreprocessor: {len(images)} images, but {len(samples)} data samples')
         height, width = self._batch_size_of(images)
@@ -99,8 +109,10 @@ class MultiTaskDataPreprocessor(BaseDataPreprocessor):
             if target.ndim < 2:
                 continue
             if tuple(target.shape[-2:]) != shape:
-                raise ValueError(f'Target {name!r} of {sample.get("img_path", "a sample")} has size '
-                                 f'{tuple(target.shape[-2:])}, its image {shape}; both are padded, so they must agree')
+                raise ValueError(
+                    f'Target {name!r} of {sample.get("img_path", "a sample")} has size '
+                    f'{tuple(target.shape[-2:])}, its image {shape}; both are padded, so they must agree'
+                )
             default = _INVALID if target.is_floating_point() else VOID
             sample.set_target(name, _pad(target, size, self.target_padding.get(name, default)))
 

@@ -58,14 +58,22 @@ class MultiTaskModel(BaseModel):
             ``encoder_forward`` is unknown; in training a batch lacks a task's samples, unless it is ``'shared'``.
     """
 
-    def __init__(self, encoder: _Config, heads: Mapping[str, _Config], neck: _Config | None = None,
-                 data_preprocessor: _Config | None = None, init_cfg: dict | list | None = None,
-                 encoder_forward: str = 'shared') -> None:
+    def __init__(
+        self,
+        encoder: _Config,
+        heads: Mapping[str, _Config],
+        neck: _Config | None = None,
+        data_preprocessor: _Config | None = None,
+        init_cfg: dict | list | None = None,
+        encoder_forward: str = 'shared',
+    ) -> None:
         if not heads:
             raise ValueError('MultiTaskModel: heads is empty; give one head per task')
         if encoder_forward not in ENCODER_FORWARDS:
-            raise ValueError(f'MultiTaskModel: encoder_forward={encoder_forward!r} is unknown; use one of '
-                             f'{", ".join(map(repr, ENCODER_FORWARDS))}')
+            raise ValueError(
+                f'MultiTaskModel: encoder_forward={encoder_forward!r} is unknown; use one of '
+                f'{", ".join(map(repr, ENCODER_FORWARDS))}'
+            )
         for task in heads:
             check_task_name(task)
         # BaseModel would look it up in mmengine's own registry, which does not know ours. Defaults name their scope:
@@ -83,16 +91,20 @@ class MultiTaskModel(BaseModel):
         check_layout(self.encoder, self.neck, self.heads)
         self.encoder_forward = encoder_forward
         self.task_slices: dict[str, slice] | None = None
-        self._counts = NamedSum('MultiTaskModel', 'loss terms', 'A head has to return the same terms for every batch; '
-                                'one without a label has the count 0')
+        self._counts = NamedSum(
+            'MultiTaskModel',
+            'loss terms',
+            'A head has to return the same terms for every batch; one without a label has the count 0',
+        )
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the config."""
         return tuple(self.heads)
 
-    def forward(self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None = None,
-                mode: str = 'tensor') -> dict[str, Tensor] | list[MultiTaskDataSample]:
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | list[MultiTaskDataSample]:
         """Runs the network.
 
         Args:
@@ -146,8 +158,10 @@ class MultiTaskModel(BaseModel):
         """
         size = (inputs.shape[-2], inputs.shape[-1])
         if self.encoder_forward == 'per_task':
-            return {task: self.heads[task](_own(self.represent(_select_rows(inputs, own)), task), size)
-                    for task, own in rows.items()}
+            return {
+                task: self.heads[task](_own(self.represent(_select_rows(inputs, own)), task), size)
+                for task, own in rows.items()
+            }
         self.task_slices, start = {}, 0
         for task, own in rows.items():
             self.task_slices[task] = slice(start, start + len(own))
@@ -193,23 +207,29 @@ class MultiTaskModel(BaseModel):
         return losses | {f'{task}.labelled': flag for task, flag in labelled.items()}
 
     def _loss_terms(self, outputs, data_samples, rows) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-        return {(task, term): value
-                for task, head in self.heads.items()
-                for term, value in head.loss_terms(outputs[task], [data_samples[row] for row in rows[task]]).items()}
+        return {
+            (task, term): value
+            for task, head in self.heads.items()
+            for term, value in head.loss_terms(outputs[task], [data_samples[row] for row in rows[task]]).items()
+        }
 
     def _rows_of_tasks(self, data_samples: Sequence[MultiTaskDataSample]) -> dict[str, list[int]]:
-        rows = {task: [row for row, labelled in enumerate(head.labelled(data_samples)) if labelled]
-                for task, head in self.heads.items()}
+        rows = {
+            task: [row for row, labelled in enumerate(head.labelled(data_samples)) if labelled]
+            for task, head in self.heads.items()
+        }
         missing = [task for task, own in rows.items() if not own]
         if missing:
             raise ValueError(
                 f'MultiTaskModel: encoder_forward={self.encoder_forward!r} needs samples of every task in each batch, '
                 f'but this one of {len(data_samples)} has none with the target of {", ".join(missing)}; draw batches '
-                "with batch_sampler=dict(type='DomainBatchSampler')")
+                "with batch_sampler=dict(type='DomainBatchSampler')"
+            )
         return rows
 
-    def predict(self, inputs: Tensor,
-                data_samples: Sequence[MultiTaskDataSample] | None = None) -> list[MultiTaskDataSample]:
+    def predict(
+        self, inputs: Tensor, data_samples: Sequence[MultiTaskDataSample] | None = None
+    ) -> list[MultiTaskDataSample]:
         """Predicts all tasks.
 
         Returns:
@@ -273,6 +293,8 @@ def _cut(features: Tensor | Sequence[Tensor], rows: slice) -> Tensor | tuple[Ten
 def _channels(module: nn.Module) -> list[int]:
     channels = getattr(module, 'channels', None)
     if channels is None:
-        raise ValueError(f'MultiTaskModel: {type(module).__name__} has no attribute `channels`, the list of the '
-                         'channels of its outputs, which decoders are built for')
+        raise ValueError(
+            f'MultiTaskModel: {type(module).__name__} has no attribute `channels`, the list of the '
+            'channels of its outputs, which decoders are built for'
+        )
     return list(channels)

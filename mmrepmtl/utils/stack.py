@@ -3,6 +3,7 @@
 :func:`check_versions` reads the packages' metadata, so that nothing heavy is imported. :func:`check_imports` tries by
 an import only what metadata cannot tell, and only if mmengine is present and would import it anyway.
 """
+
 import importlib
 import importlib.util
 import platform
@@ -38,6 +39,7 @@ MMENGINE_PARTS = ('apis', 'datasets', 'engine', 'evaluation', 'models', 'registr
 @dataclass(frozen=True)
 class Undeclared:
     """A need that a distribution has but does not declare: ``name`` works with ``other`` in ``versions`` only."""
+
     name: str
     other: str
     versions: str
@@ -46,22 +48,44 @@ class Undeclared:
 
 
 UNDECLARED = (
-    Undeclared('mmengine', 'torch', '<2.6', 'later torch loads weights only, so no run can be resumed',
-               f'pip uninstall -y mmengine mmcv mmcv-lite mmsegmentation && {INSTALL_MM}'),
-    Undeclared('mmengine-lite', 'torch', '<2.6', 'later torch loads weights only, so no run can be resumed',
-               f'pip uninstall -y mmengine-lite mmcv mmcv-lite mmsegmentation && {INSTALL_MM}'),
-    Undeclared('mmsegmentation', 'mmcv', '>=2.0.0rc4,<2.2', 'it refuses every other on import',
-               "pip install 'mmcv==2.1.0'"),
-    Undeclared('mmsegmentation', 'onedl-mmcv', '<2.2', 'it refuses later ones on import',
-               f'pip uninstall -y mmsegmentation && {INSTALL_MM}'),
-    Undeclared('mmsegmentation', 'mmcv-lite', '<0', 'it imports mmcv.ops, which mmcv-lite lacks',
-               "pip uninstall -y mmcv-lite && pip install 'mmcv==2.1.0'"),  # '<0': with no version of it
+    Undeclared(
+        'mmengine',
+        'torch',
+        '<2.6',
+        'later torch loads weights only, so no run can be resumed',
+        f'pip uninstall -y mmengine mmcv mmcv-lite mmsegmentation && {INSTALL_MM}',
+    ),
+    Undeclared(
+        'mmengine-lite',
+        'torch',
+        '<2.6',
+        'later torch loads weights only, so no run can be resumed',
+        f'pip uninstall -y mmengine-lite mmcv mmcv-lite mmsegmentation && {INSTALL_MM}',
+    ),
+    Undeclared(
+        'mmsegmentation', 'mmcv', '>=2.0.0rc4,<2.2', 'it refuses every other on import', "pip install 'mmcv==2.1.0'"
+    ),
+    Undeclared(
+        'mmsegmentation',
+        'onedl-mmcv',
+        '<2.2',
+        'it refuses later ones on import',
+        f'pip uninstall -y mmsegmentation && {INSTALL_MM}',
+    ),
+    Undeclared(
+        'mmsegmentation',
+        'mmcv-lite',
+        '<0',
+        'it imports mmcv.ops, which mmcv-lite lacks',
+        "pip uninstall -y mmcv-lite && pip install 'mmcv==2.1.0'",
+    ),  # '<0': with no version of it
 )
 
 
 @dataclass(frozen=True)
 class Installed:
     """The installed packages: {distribution: version} and {distribution: its declared requirements}."""
+
     versions: Mapping[str, str]
     requires: Mapping[str, list[str]] = field(default_factory=dict)
     platform: tuple[str, str] = ('linux', 'x86_64')  # `sys.platform` and `platform.machine()`
@@ -83,8 +107,13 @@ def read_installed() -> Installed:
 def find_problem(installed: Installed) -> str | None:
     """Return one line that says why ``installed`` cannot work and what to install, or None."""
     finders: tuple[Callable[[Installed], str | None], ...] = (
-        _find_two_providers, _find_old_mmcv, _find_missing_mmcv, _find_undeclared, _find_unmet_requirement,
-        _find_cpu_torch_alone)
+        _find_two_providers,
+        _find_old_mmcv,
+        _find_missing_mmcv,
+        _find_undeclared,
+        _find_unmet_requirement,
+        _find_cpu_torch_alone,
+    )
     return next((problem for finder in finders if (problem := finder(installed))), None)
 
 
@@ -108,13 +137,16 @@ def check_imports() -> None:
     try:
         importlib.import_module('cv2')
     except ImportError as error:
-        raise ImportError(f'mmrepmtl: mmengine needs cv2, which cannot be imported here ({_first_line(error)}); '
-                          f'machines without a display need its headless build: {INSTALL_HEADLESS}') from error
+        raise ImportError(
+            f'mmrepmtl: mmengine needs cv2, which cannot be imported here ({_first_line(error)}); '
+            f'machines without a display need its headless build: {INSTALL_HEADLESS}'
+        ) from error
     try:
         importlib.import_module('torchvision')
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: 'operator torchvision::nms does not exist'
-        raise ImportError(f'mmrepmtl: torchvision does not fit the installed torch ({_first_line(error)}): '
-                          f'{INSTALL_PAIR}') from error
+        raise ImportError(
+            f'mmrepmtl: torchvision does not fit the installed torch ({_first_line(error)}): {INSTALL_PAIR}'
+        ) from error
 
 
 def has_mmengine() -> bool:
@@ -140,7 +172,8 @@ class _MissingMMEngine:
         if package == 'mmrepmtl' and part.split('.')[0] in MMENGINE_PARTS:
             raise ModuleNotFoundError(
                 f'{fullname} needs mmengine, which is not installed: {INSTALL_MM} (mmrepmtl.methods works without it)',
-                name='mmengine')
+                name='mmengine',
+            )
         return None
 
 
@@ -148,8 +181,10 @@ def _find_two_providers(installed: Installed) -> str | None:
     for import_name, names in PROVIDERS.items():
         present = [name for name in names if name in installed.versions]
         if len(present) > 1:
-            return (f'{" and ".join(present)} are both installed and overwrite each other\'s {import_name}: '
-                    f'pip uninstall -y {" ".join(present)} && {INSTALL_MM}')
+            return (
+                f"{' and '.join(present)} are both installed and overwrite each other's {import_name}: "
+                f'pip uninstall -y {" ".join(present)} && {INSTALL_MM}'
+            )
     return None
 
 
@@ -157,8 +192,10 @@ def _find_old_mmcv(installed: Installed) -> str | None:
     for name in PROVIDERS['mmcv']:
         version = installed.versions.get(name)
         if version and not _satisfies(version, '>=2.0.0rc1'):
-            return (f'{name} {version} is older than mmengine itself, mmcv 2 is needed: '
-                    f'pip uninstall -y {name} && {INSTALL_MM}')
+            return (
+                f'{name} {version} is older than mmengine itself, mmcv 2 is needed: '
+                f'pip uninstall -y {name} && {INSTALL_MM}'
+            )
     return None
 
 
@@ -185,7 +222,7 @@ def _find_unmet_requirement(installed: Installed) -> str | None:
             applies = requirement.marker is None or requirement.marker.evaluate({'extra': ''})
             if wanted not in CHECKED or not applies:
                 continue
-            alternatives = next((names for names in PROVIDERS.values() if wanted in names), (wanted, ))
+            alternatives = next((names for names in PROVIDERS.values() if wanted in names), (wanted,))
             present = {other: installed.versions[other] for other in alternatives if other in installed.versions}
             if any(requirement.specifier.contains(other, prereleases=True) for other in present.values()):
                 continue
@@ -199,8 +236,10 @@ def _find_cpu_torch_alone(installed: Installed) -> str | None:
     """Elsewhere than on x86-64 Linux the ordinary torchvision is built without CUDA and fits a CPU-only torch."""
     torch, torchvision = (installed.versions.get(name, '') for name in ('torch', 'torchvision'))
     if installed.platform == ('linux', 'x86_64') and torch.endswith('+cpu') and torchvision and '+' not in torchvision:
-        return (f'torch {torch} is a CPU-only build, torchvision {torchvision} is not and will miss torchvision::nms: '
-                f'pip uninstall -y torch torchvision && {INSTALL_PAIR}')
+        return (
+            f'torch {torch} is a CPU-only build, torchvision {torchvision} is not and will miss torchvision::nms: '
+            f'pip uninstall -y torch torchvision && {INSTALL_PAIR}'
+        )
     return None
 
 

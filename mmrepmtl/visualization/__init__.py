@@ -12,7 +12,17 @@ from .sheet import task_sheet
 from .visualizer import MultiTaskVisualizationHook, MultiTaskVisualizer
 
 __all__ = [
-    'MultiTaskVisualizationHook', 'MultiTaskVisualizer', 'colour_binary', 'colour_depth', 'colour_normals',
-    'colour_segmentation', 'default_palette', 'depth_range', 'make_error', 'prediction_grid', 'task_sheet',
-    'write_grid', 'write_picture'
+    'MultiTaskVisualizationHook',
+    'MultiTaskVisualizer',
+    'colour_binary',
+    'colour_depth',
+    'colour_normals',
+    'colour_segmentation',
+    'default_palette',
+    'depth_range',
+    'make_error',
+    'prediction_grid',
+    'task_sheet',
+    'write_grid',
+    'write_picture',
 ]

@@ -1,4 +1,5 @@
 """Values as colours: pure functions from arrays in the formats of ``MultiTaskDataSample`` to (H, W, 3) uint8 RGB."""
+
 import colorsys
 from collections.abc import Sequence
 
@@ -22,8 +23,10 @@ def default_palette(num_classes: int) -> list[list[int]]:
     """Distinct RGB colours for a target that declares none; the first ones do not depend on how many there are."""
     # The golden ratio spreads any number of hues; brightness alternates, so that neighbours in the circle differ, too.
     hues = ((index * 0.6180339887498949) % 1 for index in range(num_classes))
-    return [[round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.65, (0.95, 0.75, 0.55)[index % 3])]
-            for index, hue in enumerate(hues)]
+    return [
+        [round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.65, (0.95, 0.75, 0.55)[index % 3])]
+        for index, hue in enumerate(hues)
+    ]
 
 
 def colour_segmentation(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -39,8 +42,10 @@ def colour_segmentation(labels: np.ndarray, palette: Sequence[Sequence[int]]) ->
     num_classes = len(palette)
     wrong = np.unique(labels[(labels != VOID) & ((labels < 0) | (labels >= num_classes))])
     if wrong.size:
-        raise ValueError(f'colour_segmentation: labels {wrong[:5].tolist()} have no colour, the palette is for 0 to '
-                         f'{num_classes - 1} ({VOID} is void); check the classes and the palette of the target')
+        raise ValueError(
+            f'colour_segmentation: labels {wrong[:5].tolist()} have no colour, the palette is for 0 to '
+            f'{num_classes - 1} ({VOID} is void); check the classes and the palette of the target'
+        )
     colours_K3 = np.full((VOID + 1, 3), INVALID_COLOUR, dtype=np.uint8)
     colours_K3[:num_classes] = palette
     return colours_K3[labels]

@@ -1,4 +1,5 @@
 """A picture of what a model predicts: one row per sample, truth and prediction of each task side by side."""
+
 import io
 import math
 import os
@@ -35,14 +36,19 @@ class _Row(NamedTuple):
 
 class Entry(NamedTuple):
     """A part of a legend's line: a swatch of the colour, if any, and text."""
+
     x: float
     colour: tuple[int, int, int] | None
     text: str
 
 
-def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTaskDataSample],
-                    targets_meta: Mapping[str, Mapping[str, Any]], head_targets: Mapping[str, str],
-                    max_rows: int = 8) -> np.ndarray:
+def prediction_grid(
+    images: Sequence[Tensor] | Tensor,
+    samples: Sequence[MultiTaskDataSample],
+    targets_meta: Mapping[str, Mapping[str, Any]],
+    head_targets: Mapping[str, str],
+    max_rows: int = 8,
+) -> np.ndarray:
     """Draws a grid: the image, then truth and prediction of each task.
 
     Truth and prediction of depth share one range per row, that of the truth (of the prediction, where there is no
@@ -68,8 +74,10 @@ def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTa
     shown = list(zip(images, samples, strict=True))[:max_rows]
     pictures = [to_picture(image, sample) for image, sample in shown]
     width = panel_width(max(picture.shape[1] for picture in pictures))
-    rows = [_make_row(picture, sample, metas, head_targets, width)
-            for picture, (_, sample) in zip(pictures, shown, strict=True)]
+    rows = [
+        _make_row(picture, sample, metas, head_targets, width)
+        for picture, (_, sample) in zip(pictures, shown, strict=True)
+    ]
 
     scale_height = SCALE_HEIGHT if any(KINDS[meta['kind']].ranged for meta in metas.values()) else 0
     total_width = 2 * MARGIN + width + len(metas) * (GROUP_GAP + 2 * width + PAIR_GAP)
@@ -86,9 +94,14 @@ def prediction_grid(images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTa
     return np.asarray(canvas)
 
 
-def write_grid(path: str | os.PathLike, images: Sequence[Tensor] | Tensor, samples: Sequence[MultiTaskDataSample],
-               targets_meta: Mapping[str, Mapping[str, Any]], head_targets: Mapping[str, str],
-               max_rows: int = 8) -> None:
+def write_grid(
+    path: str | os.PathLike,
+    images: Sequence[Tensor] | Tensor,
+    samples: Sequence[MultiTaskDataSample],
+    targets_meta: Mapping[str, Mapping[str, Any]],
+    head_targets: Mapping[str, str],
+    max_rows: int = 8,
+) -> None:
     """Writes :func:`prediction_grid` to ``path`` (.png, .jpg), all of it or nothing; makes the folder.
 
     Raises:
@@ -133,12 +146,16 @@ def _check(images, samples, targets_meta, head_targets, max_rows) -> None:
         raise ValueError(f'prediction_grid: max_rows={max_rows} must be at least 1')
     for task, target in head_targets.items():
         if target not in targets_meta:
-            raise ValueError(f'prediction_grid: the target {target!r} of task {task!r} is not declared; the data set '
-                             f'has {list(targets_meta)}')
+            raise ValueError(
+                f'prediction_grid: the target {target!r} of task {task!r} is not declared; the data set '
+                f'has {list(targets_meta)}'
+            )
         for number, sample in enumerate(samples[:max_rows]):
             if task not in sample.predictions:
-                raise ValueError(f'prediction_grid: sample {number} has no prediction of task {task!r}, only of '
-                                 f'{list(sample.predictions)}')
+                raise ValueError(
+                    f'prediction_grid: sample {number} has no prediction of task {task!r}, only of '
+                    f'{list(sample.predictions)}'
+                )
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
@@ -150,15 +167,19 @@ def to_array(tensor: Tensor) -> np.ndarray:
 def to_picture(image: Tensor, sample: MultiTaskDataSample) -> np.ndarray:
     """The image without padding as (H, W, 3) uint8."""
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-        raise ValueError(f'prediction_grid: an image of shape {tuple(image.shape)} and {image.dtype}; expected '
-                         'floating-point (3, H, W) in [0, 1]')
+        raise ValueError(
+            f'prediction_grid: an image of shape {tuple(image.shape)} and {image.dtype}; expected '
+            'floating-point (3, H, W) in [0, 1]'
+        )
     height, width = sample.get('img_shape', image.shape[1:])
     array = to_array(image)[:, :height, :width].transpose(1, 2, 0)
     low, high = float(array.min()), float(array.max())
     # A little beyond is what interpolation leaves; written so that NaN fails it.
     if not (low >= -0.1 and high <= 1.1):
-        raise ValueError(f'prediction_grid: image values from {low:g} to {high:g}, expected [0, 1]; give the images as '
-                         'the data set returns them, before the data preprocessor normalises them')
+        raise ValueError(
+            f'prediction_grid: image values from {low:g} to {high:g}, expected [0, 1]; give the images as '
+            'the data set returns them, before the data preprocessor normalises them'
+        )
     return np.rint(255 * array.clip(0, 1)).astype(np.uint8)
 
 
@@ -180,8 +201,11 @@ def _make_row(picture, sample, metas, head_targets, width: int) -> _Row:
     pairs = []
     for task, meta in metas.items():
         truth = sample.targets.get(head_targets[task])
-        pairs.append(make_pair(meta['kind'], None if truth is None else to_array(truth),
-                               to_array(sample.predictions[task]), meta, size))
+        pairs.append(
+            make_pair(
+                meta['kind'], None if truth is None else to_array(truth), to_array(sample.predictions[task]), meta, size
+            )
+        )
     return _Row(fit(picture, size, smooth=True), pairs)
 
 
@@ -213,8 +237,15 @@ def _draw_row(canvas: Image.Image, draw: ImageDraw.ImageDraw, row: _Row, top: in
             draw_scale(canvas, draw, pair.scale, left, top + row.image.shape[0], 2 * width + PAIR_GAP)
 
 
-def draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, scale: tuple[float, float, str], left: int, top: int,
-               width: int, colours_K3: np.ndarray = DEPTH_COLOURS_K3) -> None:
+def draw_scale(
+    canvas: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    scale: tuple[float, float, str],
+    left: int,
+    top: int,
+    width: int,
+    colours_K3: np.ndarray = DEPTH_COLOURS_K3,
+) -> None:
     """Draws a bar of 256 colours, by default those of depth, with the values of its ends, below a panel or a pair."""
     low, high, unit = scale
     texts = [f'{low:.2f} {unit}', f'{high:.2f} {unit}']
@@ -235,8 +266,9 @@ def _legend(head_targets, targets_meta, samples, width: int) -> list[list[Entry]
     for target in dict.fromkeys(head_targets.values()):
         meta, kind = targets_meta[target], KINDS[targets_meta[target]['kind']]
         if kind.dense and kind.names == 'classes':
-            entries = [(tuple(colour), str(name))
-                       for colour, name in zip(palette_of(meta), meta['classes'], strict=True)]
+            entries = [
+                (tuple(colour), str(name)) for colour, name in zip(palette_of(meta), meta['classes'], strict=True)
+            ]
             if any(target in sample.targets and bool((sample.targets[target] == VOID).any()) for sample in samples):
                 entries.append((INVALID_COLOUR, 'void'))
             lines += wrap_legend(target, entries, width)

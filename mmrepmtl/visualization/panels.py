@@ -1,4 +1,5 @@
 """Truth and prediction of one task on one sample as a pair of panels, by kind of target."""
+
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,13 +26,15 @@ _TOP_CLASSES = 3
 @dataclass(frozen=True)
 class Pair:
     """Two (h, w, 3) uint8 panels, and the range of their colours (low, high, unit) where it differs from row to row."""
+
     truth: np.ndarray
     prediction: np.ndarray
     scale: tuple[float, float, str] | None = None
 
 
-def make_pair(kind: str, truth: np.ndarray | None, prediction: np.ndarray, meta: Mapping[str, Any],
-              size: tuple[int, int]) -> Pair:
+def make_pair(
+    kind: str, truth: np.ndarray | None, prediction: np.ndarray, meta: Mapping[str, Any], size: tuple[int, int]
+) -> Pair:
     """Draws the truth (None: unlabelled) and the prediction of a target of this kind on panels of ``size`` = (h, w)."""
     return PAIRS[kind](truth, prediction, meta, size)
 
@@ -51,8 +54,9 @@ def unlabelled_panel(size: tuple[int, int]) -> np.ndarray:
     text_font = font(13)
     half_text, half_line = text_font.getlength('unlabelled') / 2 + 6, 11
     middle = (width / 2, height / 2)
-    draw.rectangle([middle[0] - half_text, middle[1] - half_line, middle[0] + half_text, middle[1] + half_line],
-                   fill=_HATCH_PAPER)
+    draw.rectangle(
+        [middle[0] - half_text, middle[1] - half_line, middle[0] + half_text, middle[1] + half_line], fill=_HATCH_PAPER
+    )
     draw.text(middle, 'unlabelled', fill=FAINT, font=text_font, anchor='mm')
     return np.asarray(image)
 
@@ -64,7 +68,7 @@ def text_panel(lines: list[str], size: tuple[int, int]) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     step = 20
     room = max((height - 12) // step, 1)
-    shown = lines if len(lines) <= room else [*lines[:room - 1], f'… {len(lines) - room + 1} more']
+    shown = lines if len(lines) <= room else [*lines[: room - 1], f'… {len(lines) - room + 1} more']
     for number, line in enumerate(shown):
         draw.text((10, 10 + step * number), shorten(line, width - 20, 14), fill=INK, font=font(14))
     return np.asarray(image)
@@ -117,8 +121,13 @@ def _depth(truth, prediction, meta, size) -> Pair:
     # The truth's range for both: a wrong prediction saturates in plain sight, and cannot squeeze the truth's colours.
     limits = (None if truth is None else depth_range(truth)) or depth_range(prediction) or (0.0, 1.0)
     low, high = limits[0], max(limits[1], limits[0] * 1.001 + 1e-6)
-    pair = _pair(truth, prediction, size, lambda depth: fit(colour_depth(depth, low, high), size),
-                 lambda depth: fit(colour_depth(depth, low, high, valid=np.isfinite(depth)), size))
+    pair = _pair(
+        truth,
+        prediction,
+        size,
+        lambda depth: fit(colour_depth(depth, low, high), size),
+        lambda depth: fit(colour_depth(depth, low, high, valid=np.isfinite(depth)), size),
+    )
     return Pair(pair.truth, pair.prediction, (*limits, '1/m' if meta.get('inverse') else 'm'))
 
 
@@ -133,14 +142,21 @@ def _classification(truth, prediction, meta, size) -> Pair:
     classes = meta['classes']
     best = np.argsort(-prediction, kind='stable')[:_TOP_CLASSES]
     lines = [f'{prediction[index]:.2f}  {classes[index]}' for index in best]
-    return _pair(truth, lines, size, lambda index: text_panel([str(classes[int(index)])], size),
-                 lambda shown: text_panel(shown, size))
+    return _pair(
+        truth,
+        lines,
+        size,
+        lambda index: text_panel([str(classes[int(index)])], size),
+        lambda shown: text_panel(shown, size),
+    )
 
 
 def _regression(truth, prediction, meta, size) -> Pair:
     def paint(values):
-        lines = [f'{name}  {value:.4g}' if np.isfinite(value) else f'{name}  unlabelled'
-                 for name, value in zip(meta['names'], values, strict=True)]
+        lines = [
+            f'{name}  {value:.4g}' if np.isfinite(value) else f'{name}  unlabelled'
+            for name, value in zip(meta['names'], values, strict=True)
+        ]
         return text_panel(lines, size)
 
     return _pair(truth, prediction, size, paint, paint)
@@ -151,6 +167,14 @@ def _pair(truth, prediction, size: tuple[int, int], paint_truth: Callable, paint
 
 
 #: Functions of (truth or None, prediction, declaration, (h, w) of the panels) that return the pair.
-PAIRS: KindTable[Callable[..., Pair]] = KindTable('mmrepmtl.visualization.panels.PAIRS', dict(
-    segmentation=_segmentation, binary=_binary, depth=_depth, normals=_normals, classification=_classification,
-    regression=_regression))
+PAIRS: KindTable[Callable[..., Pair]] = KindTable(
+    'mmrepmtl.visualization.panels.PAIRS',
+    dict(
+        segmentation=_segmentation,
+        binary=_binary,
+        depth=_depth,
+        normals=_normals,
+        classification=_classification,
+        regression=_regression,
+    ),
+)

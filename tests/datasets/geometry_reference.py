@@ -1,4 +1,5 @@
 """Slow, independent geometry to hold labels against."""
+
 import numpy as np
 
 from mmrepmtl.datasets.synth import Part, Room
@@ -16,15 +17,16 @@ def fitted_normals(points: np.ndarray, step: int = 1) -> tuple[np.ndarray, np.nd
     normals = np.full(points.shape, np.nan)
     planar = np.zeros(points.shape[:2], bool)
     inner = (slice(step, -step), slice(step, -step))
-    across = points[inner[0], 2 * step:] - points[inner[0], :-2 * step]
-    down = points[2 * step:, inner[1]] - points[:-2 * step, inner[1]]
+    across = points[inner[0], 2 * step :] - points[inner[0], : -2 * step]
+    down = points[2 * step :, inner[1]] - points[: -2 * step, inner[1]]
     normal = np.cross(across, down)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     normals[inner] = normal * -np.sign((normal * points[inner]).sum(-1, keepdims=True))
     inverse = 1 / points[..., 1]
     bend = np.maximum(
-        np.abs(inverse[inner[0], 2 * step:] + inverse[inner[0], :-2 * step] - 2 * inverse[inner]),
-        np.abs(inverse[2 * step:, inner[1]] + inverse[:-2 * step, inner[1]] - 2 * inverse[inner]))
+        np.abs(inverse[inner[0], 2 * step :] + inverse[inner[0], : -2 * step] - 2 * inverse[inner]),
+        np.abs(inverse[2 * step :, inner[1]] + inverse[: -2 * step, inner[1]] - 2 * inverse[inner]),
+    )
     planar[inner] = bend < 1e-5
     return normals, planar
 

@@ -19,12 +19,15 @@ def carried(index):
     return int(index), index.epoch, index.seed, index.origin
 
 
-@pytest.mark.parametrize('copied', [
-    lambda index: pickle.loads(pickle.dumps(index)),
-    lambda index: pickle.loads(pickle.dumps([index], protocol=2))[0],
-    copy.copy,
-    copy.deepcopy,
-])
+@pytest.mark.parametrize(
+    'copied',
+    [
+        lambda index: pickle.loads(pickle.dumps(index)),
+        lambda index: pickle.loads(pickle.dumps([index], protocol=2))[0],
+        copy.copy,
+        copy.deepcopy,
+    ],
+)
 def test_index_survives_copies(copied):
     index = EpochIndex(7, epoch=3, seed=11)
     assert type(copied(index)) is EpochIndex
@@ -101,8 +104,9 @@ def test_skip_continues_where_the_stream_was(monkeypatch, skipped, world_size):
 def test_skip_does_not_draw_what_it_skips(monkeypatch):
     drawn = []
     order = EpochInfiniteSampler._order
-    monkeypatch.setattr(samplers.EpochInfiniteSampler, '_order',
-                        lambda self, epoch: drawn.append(epoch) or order(self, epoch))
+    monkeypatch.setattr(
+        samplers.EpochInfiniteSampler, '_order', lambda self, epoch: drawn.append(epoch) or order(self, epoch)
+    )
     sampler = EpochInfiniteSampler(range(7), seed=1)
     sampler.skip(7_000_000)
     assert next(iter(sampler)).epoch == 1_000_000

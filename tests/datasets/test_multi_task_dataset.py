@@ -29,12 +29,17 @@ PACK = [dict(type='PackMultiTaskInputs')]
 class Rooms(MultiTaskDataset):
     """Five images made from their numbers; ``broken`` maps a sample to what is wrong with it."""
 
-    METAINFO = dict(targets=dict(
-        semseg=dict(kind='segmentation', classes=('wall', 'floor', 'bed'), palette=[[0, 0, 0], [1, 1, 1], [2, 2, 2]]),
-        depth=dict(kind='depth'),
-        normal=dict(kind='normals'),
-        scene=dict(kind='classification', classes=('kitchen', 'office')),
-        pose=dict(kind='regression', names=('x', 'y'))))
+    METAINFO = dict(
+        targets=dict(
+            semseg=dict(
+                kind='segmentation', classes=('wall', 'floor', 'bed'), palette=[[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+            ),
+            depth=dict(kind='depth'),
+            normal=dict(kind='normals'),
+            scene=dict(kind='classification', classes=('kitchen', 'office')),
+            pose=dict(kind='regression', names=('x', 'y')),
+        )
+    )
 
     def __init__(self, broken=None, **kwargs):
         self.broken = broken or {}
@@ -48,10 +53,19 @@ class Rooms(MultiTaskDataset):
         rng = np.random.default_rng(number)
         normal = rng.normal(size=(*SIZE, 3)).astype(np.float32)
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-        gt = dict(semseg=rng.integers(0, 3, size=SIZE), depth=rng.uniform(1, 4, size=SIZE).astype(np.float32),
-                  normal=normal, scene=number % 2, pose=np.array([number, np.nan], np.float32))
-        sample = dict(img=rng.uniform(size=(*SIZE, 3)).astype(np.float32), gt=gt, img_path=f'{number}.jpg',
-                      gt_paths=dict(depth=f'{number}_depth.png'))
+        gt = dict(
+            semseg=rng.integers(0, 3, size=SIZE),
+            depth=rng.uniform(1, 4, size=SIZE).astype(np.float32),
+            normal=normal,
+            scene=number % 2,
+            pose=np.array([number, np.nan], np.float32),
+        )
+        sample = dict(
+            img=rng.uniform(size=(*SIZE, 3)).astype(np.float32),
+            gt=gt,
+            img_path=f'{number}.jpg',
+            gt_paths=dict(depth=f'{number}_depth.png'),
+        )
         if number in self.broken:
             self.broken[number](sample)
         return sample
@@ -76,8 +90,14 @@ def collect(batch):
 def epochs_through_a_loader(num_workers, persistent, epochs, seed=3):
     dataset = Rooms(pipeline=[*AUGMENTATION, draw_from_all, *PACK])
     sampler = EpochSampler(dataset, seed=seed)
-    loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=num_workers, persistent_workers=persistent,
-                        collate_fn=collect)
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=persistent,
+        collate_fn=collect,
+    )
     found = {}
     for epoch in epochs:
         sampler.set_epoch(epoch)
@@ -109,7 +129,8 @@ def test_restart_at_a_later_epoch_goes_on_as_the_uninterrupted_run(reference, nu
     torch.manual_seed(5)
     found = epochs_through_a_loader(num_workers, persistent, [1])
     assert {key: fingerprint(data) for key, data in found.items()} == {
-        key: value for key, value in reference.items() if key[0] == 1}
+        key: value for key, value in reference.items() if key[0] == 1
+    }
 
 
 def test_epochs_samples_and_seeds_differ(reference):
@@ -125,8 +146,13 @@ def test_epochs_samples_and_seeds_differ(reference):
 
 
 def test_the_runs_seed_arrives_through_mmengine(reference):
-    config = dict(dataset=Rooms(pipeline=[*AUGMENTATION, draw_from_all, *PACK]), batch_size=5, num_workers=0,
-                  sampler=dict(type='EpochSampler'), collate_fn=collect)
+    config = dict(
+        dataset=Rooms(pipeline=[*AUGMENTATION, draw_from_all, *PACK]),
+        batch_size=5,
+        num_workers=0,
+        sampler=dict(type='EpochSampler'),
+        collate_fn=collect,
+    )
     with DefaultScope.overwrite_default_scope('mmrepmtl'):
         loader = Runner.build_dataloader(config, seed=3)
     loader.sampler.set_epoch(1)
@@ -233,43 +259,52 @@ def test_subset_and_copies():
 def replace(name, change):
     def apply(sample):
         sample['gt'][name] = change(sample['gt'][name])
+
     return apply
 
 
 def put(name, value):
     def apply(sample):
         sample['gt'][name][2, 3] = value
+
     return apply
 
 
 def put_image(value):
     def apply(sample):
         sample['img'][2, 3] = value
+
     return apply
 
 
-@pytest.mark.parametrize('breaks, message', [
-    (replace('semseg', lambda a: a[:-1]), r"1.jpg: target 'semseg': found \(11, 16\) int64, expected \(12, 16\) int64"),
-    (replace('semseg', lambda a: a.astype(np.uint8)), r"'semseg': found \(12, 16\) uint8, expected"),
-    (put('semseg', 3), r"'semseg': found labels \[3\], expected 0 to 2, or 255"),
-    (put('semseg', -1), r"'semseg': found labels \[-1\]"),
-    (replace('depth', lambda a: a[None]), r"1_depth.png: target 'depth': found \(1, 12, 16\)"),
-    (replace('depth', lambda a: a.astype(np.float64)), r"'depth': found \(12, 16\) float64, expected .* float32"),
-    (put('depth', -1), r"1_depth.png: target 'depth': found values from -1 to"),
-    (put('depth', np.nan), "'depth': found values from nan"),
-    (put('depth', np.inf), "'depth': found values from .* to inf"),
-    (replace('normal', lambda a: a[..., :2].copy()), r"'normal': found \(12, 16, 2\)"),
-    (put('normal', np.nan), "'normal': found 1 vectors of a length such as nan"),
-    (put('normal', (0.5, 0, 0)), "'normal': found 1 vectors of a length such as 0.5, expected unit length"),
-    (replace('scene', lambda a: 2), "'scene': found class 2, expected 0 to 1"),
-    (replace('scene', lambda a: 1.0), "'scene': found float, expected an int"),
-    (replace('pose', lambda a: a[:1]), r"'pose': found \(1,\) float32, expected \(2,\) float32"),
-    (replace('pose', lambda a: a * np.float32(np.inf)), "'pose': found an infinite value"),
-    (put_image(1.5), r'1.jpg: image: found values from .* to 1.5'),
-    (put_image(np.nan), '1.jpg: image: found values from nan'),
-    (lambda sample: sample.update(img=sample['img'][..., 0]), r'1.jpg: image: found \(12, 16\) float32'),
-    (lambda sample: sample['gt'].update(edges=0), r"1.jpg: Rooms.load_sample returned targets \['edges'\]"),
-])
+@pytest.mark.parametrize(
+    'breaks, message',
+    [
+        (
+            replace('semseg', lambda a: a[:-1]),
+            r"1.jpg: target 'semseg': found \(11, 16\) int64, expected \(12, 16\) int64",
+        ),
+        (replace('semseg', lambda a: a.astype(np.uint8)), r"'semseg': found \(12, 16\) uint8, expected"),
+        (put('semseg', 3), r"'semseg': found labels \[3\], expected 0 to 2, or 255"),
+        (put('semseg', -1), r"'semseg': found labels \[-1\]"),
+        (replace('depth', lambda a: a[None]), r"1_depth.png: target 'depth': found \(1, 12, 16\)"),
+        (replace('depth', lambda a: a.astype(np.float64)), r"'depth': found \(12, 16\) float64, expected .* float32"),
+        (put('depth', -1), r"1_depth.png: target 'depth': found values from -1 to"),
+        (put('depth', np.nan), "'depth': found values from nan"),
+        (put('depth', np.inf), "'depth': found values from .* to inf"),
+        (replace('normal', lambda a: a[..., :2].copy()), r"'normal': found \(12, 16, 2\)"),
+        (put('normal', np.nan), "'normal': found 1 vectors of a length such as nan"),
+        (put('normal', (0.5, 0, 0)), "'normal': found 1 vectors of a length such as 0.5, expected unit length"),
+        (replace('scene', lambda a: 2), "'scene': found class 2, expected 0 to 1"),
+        (replace('scene', lambda a: 1.0), "'scene': found float, expected an int"),
+        (replace('pose', lambda a: a[:1]), r"'pose': found \(1,\) float32, expected \(2,\) float32"),
+        (replace('pose', lambda a: a * np.float32(np.inf)), "'pose': found an infinite value"),
+        (put_image(1.5), r'1.jpg: image: found values from .* to 1.5'),
+        (put_image(np.nan), '1.jpg: image: found values from nan'),
+        (lambda sample: sample.update(img=sample['img'][..., 0]), r'1.jpg: image: found \(12, 16\) float32'),
+        (lambda sample: sample['gt'].update(edges=0), r"1.jpg: Rooms.load_sample returned targets \['edges'\]"),
+    ],
+)
 def test_broken_samples_are_named_and_not_replaced(breaks, message):
     dataset = Rooms(broken={1: breaks}, pipeline=PACK)
     for index in (1, EpochIndex(1, 0, 0)):
@@ -296,13 +331,16 @@ def test_none_from_the_pipeline_is_an_error():
         Rooms(pipeline=[lambda results: None])[1]
 
 
-@pytest.mark.parametrize('targets, message', [
-    (dict(a=dict(kind='edges')), "target 'a': kind is 'edges', expected one of segmentation"),
-    (dict(a=dict(kind='segmentation')), "target 'a' of kind 'segmentation' must declare its 'classes'"),
-    (dict(a=dict(kind='regression')), "must declare its 'names'"),
-    (dict(a=dict(kind='segmentation', classes=range(256))), 'at most 255'),
-    (dict(a=dict(kind='segmentation', classes='xy', palette=[[0, 0, 0]])), '1 palette colours for 2 classes'),
-])
+@pytest.mark.parametrize(
+    'targets, message',
+    [
+        (dict(a=dict(kind='edges')), "target 'a': kind is 'edges', expected one of segmentation"),
+        (dict(a=dict(kind='segmentation')), "target 'a' of kind 'segmentation' must declare its 'classes'"),
+        (dict(a=dict(kind='regression')), "must declare its 'names'"),
+        (dict(a=dict(kind='segmentation', classes=range(256))), 'at most 255'),
+        (dict(a=dict(kind='segmentation', classes='xy', palette=[[0, 0, 0]])), '1 palette colours for 2 classes'),
+    ],
+)
 def test_wrong_declarations_are_named(targets, message):
     with pytest.raises(ValueError, match=message):
         Rooms(metainfo=dict(targets=targets))

@@ -14,13 +14,14 @@ PACK = [dict(type='PackMultiTaskInputs')]
 NUMBERS = dict(train=(0, 2, 10), test=(1, 3))
 
 needs_data = pytest.mark.skipif(
-    'MMREPMTL_DATA' not in os.environ, reason='needs the real NYUv2: set MMREPMTL_DATA to the folder that holds nyuv2')
+    'MMREPMTL_DATA' not in os.environ, reason='needs the real NYUv2: set MMREPMTL_DATA to the folder that holds nyuv2'
+)
 
 
 def make_sample(number):
     """A smooth image, blocks of labels, a ramp of depth, normals; the first rows are void or invalid."""
     rng = np.random.default_rng(number)
-    rows, cols = np.mgrid[:SIZE[0], :SIZE[1]].astype(np.float32)
+    rows, cols = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
     img = np.stack([rows / SIZE[0], cols / SIZE[1], np.full(SIZE, number / 20)], axis=-1).astype(np.float32)
     label = np.repeat(np.repeat(rng.integers(0, 13, size=(6, 8)), 4, 0), 4, 1)
     label[:3] = -1
@@ -50,7 +51,8 @@ def write_pictures(root, folder, number):
         ('image', 'jpg', np.round(sample['image'] * 255).astype(np.uint8)[..., ::-1]),
         ('label', 'png', label.astype(np.uint8)),
         ('depth', 'png', np.round(sample['depth'] * 1000).astype(np.uint16)),
-        ('normal', 'jpg', coded[..., ::-1])]:
+        ('normal', 'jpg', coded[..., ::-1]),
+    ]:
         path = root / folder / name / f'{number:04d}.{ending}'
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), array)
@@ -84,7 +86,7 @@ def test_both_layouts_give_the_same_arrays(root, layout):
         np.testing.assert_allclose(gt['depth'], sample['depth'], atol=5.1e-4 if pictures else 0)
         # JPEG blurs across the borders of the blocks at rows 8 and 12 (a block of colour has 16 rows).
         np.testing.assert_array_equal((gt['normal'][:7] == 0).all(), True)
-        rows = np.r_[17:SIZE[0]]
+        rows = np.r_[17 : SIZE[0]]
         np.testing.assert_allclose(gt['normal'][rows], sample['normal'][rows], atol=0.03 if pictures else 1e-6)
         if not pictures:
             np.testing.assert_allclose(gt['normal'], sample['normal'], atol=1e-6)
@@ -139,7 +141,10 @@ def test_a_missing_file_is_named(root, layout):
         NYUv2Dataset(root)
     dataset = NYUv2Dataset(root, allow_unlabelled=True, pipeline=PACK)
     assert [sorted(dataset[i]['data_samples'].targets) for i in range(3)] == [
-        ['depth', 'normal', 'semseg'], ['normal', 'semseg'], ['depth', 'normal', 'semseg']]
+        ['depth', 'normal', 'semseg'],
+        ['normal', 'semseg'],
+        ['depth', 'normal', 'semseg'],
+    ]
 
 
 def test_missing_folders_are_named(tmp_path):
@@ -160,20 +165,27 @@ def test_label_types_of_the_archive(tmp_path, label_dtype):
     assert (label[:3] == 255).all() and label[3:].max() < 13
 
 
-@pytest.mark.parametrize('folder, change, message', [
-    ('label', lambda a: a + 0.5, 'label.0.npy: found values that are no whole numbers'),
-    ('label', lambda a: np.where(a == a.max(), np.nan, a), 'no whole numbers'),
-    ('label', lambda a: np.where(a == a.max(), 40, a), r"label.0.npy: target 'semseg': found labels \[40\]"),
-    ('label', lambda a: np.where(a == -1, -2, a), r'found labels \[-2\]'),
-    ('depth', lambda a: -a, "depth.0.npy: target 'depth': found values from -"),
-    ('depth', lambda a: np.full_like(a, np.nan), 'found values from nan'),
-    ('depth', lambda a: a[1:], r"'depth': found \(23, 32\) float32, expected \(24, 32\)"),
-    ('normal', lambda a: np.where(a == 0.8, np.nan, a).astype(np.float32) * np.float32(np.nan), 'length such as nan'),
-    ('normal', lambda a: a[..., 0], r'normal.0.npy: found \(24, 32\), expected \(H, W, 3\)'),
-    ('image', lambda a: a * 255, r'image.0.npy: image: found values from 0 to '),
-    ('image', lambda a: (a * 255).astype(np.uint8), r'image.0.npy: found \(24, 32, 3\) uint8, expected .* float'),
-    ('image', lambda a: np.array([{}]), 'image.0.npy: cannot be read as an array'),
-])
+@pytest.mark.parametrize(
+    'folder, change, message',
+    [
+        ('label', lambda a: a + 0.5, 'label.0.npy: found values that are no whole numbers'),
+        ('label', lambda a: np.where(a == a.max(), np.nan, a), 'no whole numbers'),
+        ('label', lambda a: np.where(a == a.max(), 40, a), r"label.0.npy: target 'semseg': found labels \[40\]"),
+        ('label', lambda a: np.where(a == -1, -2, a), r'found labels \[-2\]'),
+        ('depth', lambda a: -a, "depth.0.npy: target 'depth': found values from -"),
+        ('depth', lambda a: np.full_like(a, np.nan), 'found values from nan'),
+        ('depth', lambda a: a[1:], r"'depth': found \(23, 32\) float32, expected \(24, 32\)"),
+        (
+            'normal',
+            lambda a: np.where(a == 0.8, np.nan, a).astype(np.float32) * np.float32(np.nan),
+            'length such as nan',
+        ),
+        ('normal', lambda a: a[..., 0], r'normal.0.npy: found \(24, 32\), expected \(H, W, 3\)'),
+        ('image', lambda a: a * 255, r'image.0.npy: image: found values from 0 to '),
+        ('image', lambda a: (a * 255).astype(np.uint8), r'image.0.npy: found \(24, 32, 3\) uint8, expected .* float'),
+        ('image', lambda a: np.array([{}]), 'image.0.npy: cannot be read as an array'),
+    ],
+)
 def test_broken_arrays_are_named(tmp_path, folder, change, message):
     write_npy(tmp_path, 'train', 0)
     path = tmp_path / 'train' / folder / '0.npy'
@@ -182,12 +194,15 @@ def test_broken_arrays_are_named(tmp_path, folder, change, message):
         NYUv2Dataset(tmp_path)[0]
 
 
-@pytest.mark.parametrize('name, array, message', [
-    ('label/0001.png', np.zeros((24, 32, 3), np.uint8), r'label.0001.png: found \(24, 32, 3\) uint8, expected an'),
-    ('depth/0001.png', np.zeros((24, 32), np.uint8), r'depth.0001.png: found \(24, 32\) uint8, expected a 16-bit'),
-    ('depth/0001.png', np.zeros((12, 32), np.uint16), r"depth.0001.png: target 'depth': found \(12, 32\)"),
-    ('image/0001.jpg', None, 'image.0001.jpg: cannot be read as an image, expected an RGB image'),
-])
+@pytest.mark.parametrize(
+    'name, array, message',
+    [
+        ('label/0001.png', np.zeros((24, 32, 3), np.uint8), r'label.0001.png: found \(24, 32, 3\) uint8, expected an'),
+        ('depth/0001.png', np.zeros((24, 32), np.uint8), r'depth.0001.png: found \(24, 32\) uint8, expected a 16-bit'),
+        ('depth/0001.png', np.zeros((12, 32), np.uint16), r"depth.0001.png: target 'depth': found \(12, 32\)"),
+        ('image/0001.jpg', None, 'image.0001.jpg: cannot be read as an image, expected an RGB image'),
+    ],
+)
 def test_broken_pictures_are_named(tmp_path, name, array, message):
     write_pictures(tmp_path, 'train', 1)
     path = tmp_path / 'train' / name
@@ -205,15 +220,18 @@ def test_pictures_that_were_cut_off_are_named(tmp_path, name, kept):
     """OpenCV shows the rest of a JPEG in grey."""
     write_pictures(tmp_path, 'train', 1)
     path = tmp_path / 'train' / name
-    path.write_bytes(path.read_bytes()[:int(kept * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(ValueError, match=f'{path.name}: cannot be read as an image, expected an? '):
         NYUv2Dataset(tmp_path)[0]
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(split='trainval'), "split is 'trainval'"),
-    (dict(layout='raw'), "layout is 'raw', expected 'auto', 'npy', 'image' or 'mat'"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(split='trainval'), "split is 'trainval'"),
+        (dict(layout='raw'), "layout is 'raw', expected 'auto', 'npy', 'image' or 'mat'"),
+    ],
+)
 def test_wrong_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         NYUv2Dataset(tmp_path, **arguments)
@@ -235,7 +253,8 @@ def test_real_counts_and_formats():
         results = dataset[count - 1]
         assert results['img'].shape == (288, 384, 3)
         assert {name: value.shape for name, value in results['gt'].items()} == dict(
-            semseg=(288, 384), depth=(288, 384), normal=(288, 384, 3))
+            semseg=(288, 384), depth=(288, 384), normal=(288, 384, 3)
+        )
 
 
 @needs_data

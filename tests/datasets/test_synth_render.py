@@ -1,4 +1,5 @@
 """The renderer of SynthRooms against closed forms and against a distance field."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from mmrepmtl.datasets.synth_rooms import SynthRoomsDataset
 from tests.datasets.geometry_reference import distance_to_surface, unproject
 
 GREY = Material((0.5, 0.5, 0.5))
-EMPTY = Room((4.0, 5.0, 2.5), Camera((2.0, 1.0, 1.2)), (GREY, ) * 4, GREY, GREY)
-WALL, FLOOR, CEILING, BALL, BIN, CABINET = (CLASSES.index(name)
-                                            for name in ('wall', 'floor', 'ceiling', 'ball', 'bin', 'cabinet'))
+EMPTY = Room((4.0, 5.0, 2.5), Camera((2.0, 1.0, 1.2)), (GREY,) * 4, GREY, GREY)
+WALL, FLOOR, CEILING, BALL, BIN, CABINET = (
+    CLASSES.index(name) for name in ('wall', 'floor', 'ceiling', 'ball', 'bin', 'cabinet')
+)
 
 
 def _expect(values: np.ndarray, expected: object, atol: float = 1e-5) -> None:
@@ -57,20 +59,23 @@ def test_pitch_looks_up_and_roll_turns_about_the_axis() -> None:
     _expect(rolled.normal[rolled.label == FLOOR], (-np.sin(0.2), 0, np.cos(0.2)))
 
 
-@pytest.mark.parametrize('shape, half, label, depth', [
-    ('sphere', (0.4, 0.4, 0.4), BALL, 2.6),
-    ('cylinder', (0.3, 0.3, 0.5), BIN, 2.7),
-    ('box', (0.6, 0.2, 0.5), CABINET, 2.8),
-])
+@pytest.mark.parametrize(
+    'shape, half, label, depth',
+    [
+        ('sphere', (0.4, 0.4, 0.4), BALL, 2.6),
+        ('cylinder', (0.3, 0.3, 0.5), BIN, 2.7),
+        ('box', (0.6, 0.2, 0.5), CABINET, 2.8),
+    ],
+)
 def test_a_solid_on_the_axis(shape: str, half: tuple, label: int, depth: float) -> None:
     part = Part(shape, (2.0, 4.0, 1.2), half, label, GREY)
-    picture = render_room(replace(EMPTY, parts=(part, )), (31, 41))
+    picture = render_room(replace(EMPTY, parts=(part,)), (31, 41))
     assert picture.label[15, 20] == label
     assert picture.depth[15, 20] == pytest.approx(depth, abs=1e-4)
     _expect(picture.normal[15, 20], (0, -1, 0))
     # Seen from above and from below by a camera that looks straight at it: the end of a cylinder or box is flat.
     for pitch, height in ((-np.pi / 2, 2.4), (np.pi / 2, 0.1)):
-        picture = render_room(replace(EMPTY, parts=(part, ), camera=Camera((2.0, 4.0, height), pitch=pitch)), (31, 41))
+        picture = render_room(replace(EMPTY, parts=(part,), camera=Camera((2.0, 4.0, height), pitch=pitch)), (31, 41))
         assert picture.depth[15, 20] == pytest.approx(abs(1.2 - height) - half[2], abs=1e-4)
         _expect(picture.normal[15, 20], (0, -1, 0))
 
@@ -78,7 +83,7 @@ def test_a_solid_on_the_axis(shape: str, half: tuple, label: int, depth: float) 
 def test_normals_of_a_ball_point_away_from_its_centre() -> None:
     camera = Camera((1.4, 0.7, 1.5), yaw=-0.2, pitch=-0.25, roll=0.05)
     part = Part('sphere', (2.2, 2.6, 0.5), (0.5, 0.5, 0.5), BALL, GREY, yaw=1.0)
-    picture = render_room(replace(EMPTY, camera=camera, parts=(part, )), (90, 120))
+    picture = render_room(replace(EMPTY, camera=camera, parts=(part,)), (90, 120))
     on = picture.label == BALL
     assert on.sum() > 300
     focal = camera.focal((90, 120))
@@ -90,7 +95,7 @@ def test_normals_of_a_ball_point_away_from_its_centre() -> None:
 
 def test_yaw_of_a_solid_is_counter_clockwise_from_above() -> None:
     part = Part('box', (2.0, 4.0, 1.2), (0.6, 0.2, 0.5), CABINET, GREY, yaw=0.4)
-    picture = render_room(replace(EMPTY, parts=(part, )), (31, 41))
+    picture = render_room(replace(EMPTY, parts=(part,)), (31, 41))
     # The front (0, -1) turned by 0.4 looks to (sin 0.4, -cos 0.4).
     _expect(picture.normal[15, 20], (np.sin(0.4), -np.cos(0.4), 0))
     assert picture.depth[15, 20] == pytest.approx(3.0 - 0.2 / np.cos(0.4), abs=1e-4)
@@ -126,7 +131,7 @@ def test_a_solid_that_reaches_behind_the_camera_is_seen_whole() -> None:
     for yaw in np.linspace(0, np.pi, 12, endpoint=False):
         aside = 0.4 * np.array([-np.sin(yaw), np.cos(yaw)])
         part = Part('box', (2.0 + aside[0], 2.0 + aside[1], 1.2), (1.2, 0.05, 0.3), CABINET, GREY, yaw=yaw)
-        room = replace(EMPTY, camera=Camera((2.0, 2.0, 1.2)), parts=(part, ))
+        room = replace(EMPTY, camera=Camera((2.0, 2.0, 1.2)), parts=(part,))
         depth = render_room(room, (24, 32)).depth
         focal = room.camera.focal((24, 32))
         offset = unproject(depth, focal, focal, 16, 12).reshape(-1, 3)
@@ -137,11 +142,11 @@ def test_a_solid_that_reaches_behind_the_camera_is_seen_whole() -> None:
 def test_panels_lie_in_the_plane_of_their_wall() -> None:
     label = CLASSES.index('picture')
     panel = Panel(label, 3, (1.5, 2.5), (0.9, 1.6), Material((0.9, 0.1, 0.1)))
-    without, picture = render_room(EMPTY, (60, 80)), render_room(replace(EMPTY, panels=(panel, )), (60, 80))
+    without, picture = render_room(EMPTY, (60, 80)), render_room(replace(EMPTY, panels=(panel,)), (60, 80))
     on = picture.label == label
     focal = EMPTY.camera.focal((60, 80))
     # One square metre 4 m away spans (focal / 4) ** 2 pixels.
-    assert on.sum() == pytest.approx(0.7 * (focal / 4)**2, rel=0.1)
+    assert on.sum() == pytest.approx(0.7 * (focal / 4) ** 2, rel=0.1)
     np.testing.assert_array_equal(picture.depth, without.depth)
     np.testing.assert_array_equal(picture.normal, without.normal)
     assert (without.label[on] == WALL).all() and (np.abs(picture.image - without.image)[on].sum(-1) > 0).all()
@@ -149,7 +154,7 @@ def test_panels_lie_in_the_plane_of_their_wall() -> None:
 
 def test_light_falls_off_and_falls_on_what_faces_it() -> None:
     lamp = Light((0.3, 3.5, 1.2), (3.0, 3.0, 3.0))
-    lit = render_room(replace(EMPTY, lights=(lamp, ), ambient=(0.1, 0.1, 0.1)), (60, 80)).image.mean(-1)
+    lit = render_room(replace(EMPTY, lights=(lamp,), ambient=(0.1, 0.1, 0.1)), (60, 80)).image.mean(-1)
     assert lit[30, 10] > 1.3 * lit[30, 70]  # the lamp hangs at the left
     assert np.abs(np.diff(lit[30, 25:55])).max() < 0.05
 

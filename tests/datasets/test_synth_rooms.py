@@ -1,4 +1,5 @@
 """SynthRooms: the data set, and what a user of its labels relies on."""
+
 import hashlib
 import os
 import pickle
@@ -42,13 +43,20 @@ def test_same_sample_in_every_process_and_in_any_order() -> None:
     data = SynthRoomsDataset(size=(24, 32), num_samples=4, split='val', seed=7)
     samples = {index: data[index] for index in range(4)}
     here = [
-        hashlib.sha256(value.tobytes()).hexdigest() for index in (3, 0)
+        hashlib.sha256(value.tobytes()).hexdigest()
+        for index in (3, 0)
         for value in (samples[index]['img'], *samples[index]['gt'].values())
     ]
     environment = {**os.environ, 'PYTHONHASHSEED': '11'}
-    there = subprocess.run([sys.executable, '-c', FINGERPRINT], cwd=Path(__file__).parents[2], env=environment,
-                           capture_output=True, text=True, check=True).stdout.split()
-    assert there[-len(here):] == here
+    there = subprocess.run(
+        [sys.executable, '-c', FINGERPRINT],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert there[-len(here) :] == here
 
 
 def test_no_room_occurs_twice_among_seeds_splits_and_indices() -> None:
@@ -60,7 +68,7 @@ def test_no_room_occurs_twice_among_seeds_splits_and_indices() -> None:
 def test_the_scene_depends_neither_on_the_size_nor_on_the_targets_nor_on_the_number_of_samples() -> None:
     small = SynthRoomsDataset(size=(33, 45), num_samples=3)
     # Three times as many pixels: every middle one has the ray of a pixel of the small image.
-    large = SynthRoomsDataset(size=(99, 135), num_samples=9, targets=('depth', ))
+    large = SynthRoomsDataset(size=(99, 135), num_samples=9, targets=('depth',))
     for index in range(3):
         one, other = small[index]['gt']['depth'], large[index]['gt']['depth'][1::3, 1::3]
         assert np.mean(np.abs(one - other) < 1e-4) > 0.995
@@ -132,6 +140,7 @@ def test_pictures_are_neither_dark_nor_blank_and_depths_vary(many: list[dict]) -
 
 def test_colour_alone_does_not_give_the_class(many: list[dict]) -> None:
     """The best table from colour (8 x 8 x 8 cells) to class is hardly better on new rooms than `wall` everywhere."""
+
     def cells(samples: list[dict]) -> np.ndarray:
         levels = np.stack([(sample['img'] * 7.999).astype(int) for sample in samples])
         return (levels @ (64, 8, 1)).ravel()
@@ -152,7 +161,7 @@ def test_label_fraction_leaves_out_the_same_labels_every_time() -> None:
     present = [set(data[index]['gt']) for index in range(150)]
     assert all('normal' in names and 'depth' not in names for names in present)
     assert np.mean(['semseg' in names for names in present]) == pytest.approx(0.3, abs=0.12)
-    again = SynthRoomsDataset(size=(3, 5), num_samples=60, label_fraction=fractions, targets=('semseg', ))
+    again = SynthRoomsDataset(size=(3, 5), num_samples=60, label_fraction=fractions, targets=('semseg',))
     assert [set(again[index]['gt']) for index in range(60)] == [names & {'semseg'} for names in present[:60]]
     full = SynthRoomsDataset(size=(2, 2), num_samples=20)
     assert all(len(full[index]['gt']) == 3 for index in range(20))
@@ -167,15 +176,18 @@ def test_built_from_a_config_and_pickled_for_workers() -> None:
     assert data.metainfo['targets']['semseg']['classes'] == CLASSES
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(split='dev'), "split is 'dev'"),
-    (dict(size=(0, 5)), 'size is'),
-    (dict(num_samples=0), 'num_samples is 0'),
-    (dict(seed=-1), 'seed is -1'),
-    (dict(targets=('edges', )), 'edges'),
-    (dict(label_fraction=dict(edges=0.5)), 'label_fraction names'),
-    (dict(label_fraction=dict(depth=1.5)), 'label_fraction'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(split='dev'), "split is 'dev'"),
+        (dict(size=(0, 5)), 'size is'),
+        (dict(num_samples=0), 'num_samples is 0'),
+        (dict(seed=-1), 'seed is -1'),
+        (dict(targets=('edges',)), 'edges'),
+        (dict(label_fraction=dict(edges=0.5)), 'label_fraction names'),
+        (dict(label_fraction=dict(depth=1.5)), 'label_fraction'),
+    ],
+)
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SynthRoomsDataset(**arguments)
@@ -190,24 +202,36 @@ def test_same_axes_and_same_depth_as_the_real_nyuv2(many: list[dict]) -> None:
     real = []
     for path in sorted((root / 'label').glob('*.png'))[::60]:
         normal = np.asarray(Image.open(root / 'normal' / f'{path.stem}.jpg'), float)
-        real.append(dict(
-            semseg=np.asarray(Image.open(path)),
-            depth=np.asarray(Image.open(root / 'depth' / path.name)) / 1000,
-            normal=(normal - 128) / 127))
+        real.append(
+            dict(
+                semseg=np.asarray(Image.open(path)),
+                depth=np.asarray(Image.open(root / 'depth' / path.name)) / 1000,
+                normal=(normal - 128) / 127,
+            )
+        )
     data = SynthRoomsDataset(size=(48, 64), num_samples=RENDERED)
     focal = [data.room(index).camera.focal(data.size) for index in range(40)]
     # Kinect intrinsics at 640 x 480, and the pictures are 0.6 times that.
     kinect = [(518.86 * 0.6, 519.47 * 0.6, 325.58 * 0.6, 253.74 * 0.6)] * len(real)
     for samples, cameras, step, floor, wall, least in (
-            (real, kinect, 6, 4, 11, 0.75),
-            ([sample['gt'] for sample in many[:40]], [(f, f, 32, 24) for f in focal], 1, CLASSES.index('floor'),
-             CLASSES.index('wall'), 0.95)):
+        (real, kinect, 6, 4, 11, 0.75),
+        (
+            [sample['gt'] for sample in many[:40]],
+            [(f, f, 32, 24) for f in focal],
+            1,
+            CLASSES.index('floor'),
+            CLASSES.index('wall'),
+            0.95,
+        ),
+    ):
         label = np.concatenate([sample['semseg'].ravel() for sample in samples])
         normal = np.concatenate([sample['normal'].reshape(-1, 3) for sample in samples])
-        derived = np.concatenate([
-            fitted_normals(unproject(sample['depth'], *camera), step)[0].reshape(-1, 3)
-            for sample, camera in zip(samples, cameras, strict=True)
-        ])
+        derived = np.concatenate(
+            [
+                fitted_normals(unproject(sample['depth'], *camera), step)[0].reshape(-1, 3)
+                for sample, camera in zip(samples, cameras, strict=True)
+            ]
+        )
         assert normal[label == floor].mean(0)[2] > 0.5
         assert normal[label == wall].mean(0)[1] < -0.5
         valid = np.isfinite(derived).all(1) & (np.linalg.norm(normal, axis=1) > 0.5)

@@ -24,7 +24,8 @@ TARGETS = dict(
     disparity=dict(kind='depth', inverse=True),
     normal=dict(kind='normals'),
     scene=dict(kind='classification', classes=('kitchen', 'office')),
-    pose=dict(kind='regression', names=('x', 'y')))
+    pose=dict(kind='regression', names=('x', 'y')),
+)
 
 
 def make_results(height=HEIGHT, width=WIDTH, seed=0, **gt):
@@ -32,10 +33,23 @@ def make_results(height=HEIGHT, width=WIDTH, seed=0, **gt):
     normals = rng.normal(size=(height, width, 3)).astype(np.float32)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     depth = rng.uniform(1, 5, size=(height, width)).astype(np.float32)
-    full = dict(semseg=rng.integers(0, 13, size=(height, width)), depth=depth, disparity=1 / depth, normal=normals,
-                scene=1, pose=np.array([0.5, np.nan], np.float32))
-    return dict(img=rng.uniform(size=(height, width, 3)).astype(np.float32), gt=full | gt, targets=TARGETS,
-                sample_idx=3, img_path='room.jpg', ori_shape=(height, width), img_shape=(height, width))
+    full = dict(
+        semseg=rng.integers(0, 13, size=(height, width)),
+        depth=depth,
+        disparity=1 / depth,
+        normal=normals,
+        scene=1,
+        pose=np.array([0.5, np.nan], np.float32),
+    )
+    return dict(
+        img=rng.uniform(size=(height, width, 3)).astype(np.float32),
+        gt=full | gt,
+        targets=TARGETS,
+        sample_idx=3,
+        img_path='room.jpg',
+        ori_shape=(height, width),
+        img_shape=(height, width),
+    )
 
 
 def rays(height, width, cx, cy):
@@ -201,7 +215,7 @@ def test_zoom_agrees_with_crop_and_resize_by_torch():
     results['img'] = cv2.GaussianBlur(results['img'], (0, 0), 3)
     img, label = results['img'], results['gt']['semseg']
     RandomZoom().zoom(results, 1.5, 37, 55)
-    window = img[37:37 + 192, 55:55 + 256]
+    window = img[37 : 37 + 192, 55 : 55 + 256]
     expected = tf.interpolate(torch.from_numpy(window).permute(2, 0, 1)[None], size=(HEIGHT, WIDTH), mode='bilinear')
     # Inside: at its border the window's neighbours are used instead of a repeated border. Coordinates are rounded
     # to 1/32 pixel.
@@ -212,13 +226,16 @@ def test_zoom_agrees_with_crop_and_resize_by_torch():
     np.testing.assert_array_equal(results['gt']['semseg'], label[np.ix_(rows, cols)])
 
 
-@pytest.mark.parametrize('transform', [
-    lambda results: ResizeMultiTask((100, 150))(results),
-    lambda results: ResizeMultiTask((400, 500))(results),
-    lambda results: ResizeMultiTask((96, 128), interpolation='area')(results),
-    lambda results: RandomZoom(normal_zoom='geometric').zoom(results, 1.5, 20, 20),
-    lambda results: RandomZoom().zoom(results, 1.2, 20, 20),
-])
+@pytest.mark.parametrize(
+    'transform',
+    [
+        lambda results: ResizeMultiTask((100, 150))(results),
+        lambda results: ResizeMultiTask((400, 500))(results),
+        lambda results: ResizeMultiTask((96, 128), interpolation='area')(results),
+        lambda results: RandomZoom(normal_zoom='geometric').zoom(results, 1.5, 20, 20),
+        lambda results: RandomZoom().zoom(results, 1.2, 20, 20),
+    ],
+)
 def test_invalid_normals_neither_spread_nor_mix_in(transform):
     results = plane_results((0.3, -0.8, 0.4), WIDTH / 2, HEIGHT / 2)
     normals, depth = results['gt']['normal'], results['gt']['depth']
@@ -338,8 +355,12 @@ def test_pack_formats_of_each_kind():
     sample = packed['data_samples']
     formats = {name: (tuple(value.shape), value.dtype) for name, value in sample.targets.items()}
     assert formats == dict(
-        semseg=((6, 7), torch.int64), depth=((1, 6, 7), torch.float32), normal=((3, 6, 7), torch.float32),
-        scene=((), torch.int64), pose=((2, ), torch.float32))
+        semseg=((6, 7), torch.int64),
+        depth=((1, 6, 7), torch.float32),
+        normal=((3, 6, 7), torch.float32),
+        scene=((), torch.int64),
+        pose=((2,), torch.float32),
+    )
     np.testing.assert_array_equal(sample.targets['normal'][:, 2, 3].numpy(), results['gt']['normal'][2, 3])
     assert sample.metainfo == dict(sample_idx=3, img_path='room.jpg', ori_shape=(6, 7), img_shape=(6, 7))
 
@@ -351,16 +372,19 @@ def test_pack_refuses_byte_images():
         PackMultiTaskInputs()(results)
 
 
-@pytest.mark.parametrize('config, message', [
-    (dict(type='ResizeMultiTask', size=(0, 3)), 'size must be'),
-    (dict(type='ResizeMultiTask', size=(8, 8), interpolation='cubic'), "interpolation is 'cubic'"),
-    (dict(type='RandomZoom', scales=(0.5, 1)), 'scales must be 1 or more'),
-    (dict(type='RandomZoom', normal_zoom='exact'), "normal_zoom is 'exact'"),
-    (dict(type='RandomFlip', prob=2), r'prob must be in \[0, 1\]'),
-    (dict(type='PadMultiTask'), 'either size or divisor'),
-    (dict(type='PadMultiTask', divisor=0), 'divisor must be 1 or more'),
-    (dict(type='PhotometricJitter', contrast=-1), 'contrast must be'),
-])
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(type='ResizeMultiTask', size=(0, 3)), 'size must be'),
+        (dict(type='ResizeMultiTask', size=(8, 8), interpolation='cubic'), "interpolation is 'cubic'"),
+        (dict(type='RandomZoom', scales=(0.5, 1)), 'scales must be 1 or more'),
+        (dict(type='RandomZoom', normal_zoom='exact'), "normal_zoom is 'exact'"),
+        (dict(type='RandomFlip', prob=2), r'prob must be in \[0, 1\]'),
+        (dict(type='PadMultiTask'), 'either size or divisor'),
+        (dict(type='PadMultiTask', divisor=0), 'divisor must be 1 or more'),
+        (dict(type='PhotometricJitter', contrast=-1), 'contrast must be'),
+    ],
+)
 def test_wrong_arguments_are_named(config, message):
     with pytest.raises(ValueError, match=message):
         TRANSFORMS.build(config)

@@ -1,4 +1,5 @@
 """Two and three gloo processes give the numbers of one, whatever the sampler does."""
+
 import json
 import math
 
@@ -21,7 +22,7 @@ CONFIGS = [
     dict(type='RegressionMetric', task='pose'),
     dict(type='SaliencyMetric', task='saliency'),
     dict(type='EdgeMetric', task='edge', thresholds=5, max_distance=0.2),
-    dict(type='DepthMetric', task='never')
+    dict(type='DepthMetric', task='never'),
 ]
 # name: (samples, DefaultSampler's arguments)
 SCENARIOS = {
@@ -49,7 +50,7 @@ def make_sample(index):
         'scene': ((rand(1) * 2).long()[0] % 2, rand(2)),
         'pose': (rand(3), rand(3)),
         'saliency': ((rand(4, 5) > 0.6).long(), rand(4, 5).clamp(max=1)),
-        'edge': ((rand(4, 5) > 0.6).long(), rand(4, 5).clamp(max=1))
+        'edge': ((rand(4, 5) > 0.6).long(), rand(4, 5).clamp(max=1)),
     }
     sample = MultiTaskDataSample(metainfo=dict(sample_idx=index, img_path=f'{index}.png'))
     for number, (task, (target, prediction)) in enumerate(values.items()):
@@ -62,7 +63,7 @@ def make_sample(index):
 def evaluate(indices, size, batch_size=2):
     evaluator = Evaluator([METRICS.build(config) for config in CONFIGS])
     for start in range(0, len(indices), batch_size):
-        evaluator.process([make_sample(index) for index in indices[start:start + batch_size]])
+        evaluator.process([make_sample(index) for index in indices[start : start + batch_size]])
     return evaluator.evaluate(size)
 
 
@@ -77,8 +78,10 @@ def error_of(indices, size):
 def work(rank, world_size, folder):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world_size)
-    results = {name: evaluate(list(DefaultSampler(range(size), **arguments)), size)
-               for name, (size, arguments) in SCENARIOS.items()}
+    results = {
+        name: evaluate(list(DefaultSampler(range(size), **arguments)), size)
+        for name, (size, arguments) in SCENARIOS.items()
+    }
     errors = {
         # All ranks must refuse these, none may hang.
         'repeated': error_of([rank, 10, 20 + rank], 5),

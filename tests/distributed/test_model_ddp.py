@@ -1,4 +1,5 @@
 """Two gloo processes against one process on the concatenated batch: losses and gradients of the model."""
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,8 +18,12 @@ SHARDS = {
     'all_labelled': ({0: []}, {1: [], 2: [], 3: []}),
 }
 #: (shards, find_unused_parameters)
-CASES = [('absent_on_one_rank', False), ('absent_on_one_rank', True), ('absent_everywhere', False),
-         ('all_labelled', False)]
+CASES = [
+    ('absent_on_one_rank', False),
+    ('absent_on_one_rank', True),
+    ('absent_everywhere', False),
+    ('all_labelled', False),
+]
 
 
 def run_losses(model, shard):
@@ -52,8 +57,10 @@ def train_all_cases(rank: int) -> dict:
         losses = run_losses(model, SHARDS[case][rank])
         num_collectives = len(calls)
         results[case, find_unused] = dict(
-            gradients=gradients_of(model.module, losses), num_collectives=num_collectives,
-            losses={key: value.detach() for key, value in losses.items()})
+            gradients=gradients_of(model.module, losses),
+            num_collectives=num_collectives,
+            losses={key: value.detach() for key, value in losses.items()},
+        )
     return results
 
 

@@ -38,12 +38,14 @@ def run_case(net, arguments, part, world_size):
     inner = net.module if world_size > 1 else net
     z, outputs = net(images)
     # The engine's convention: the mean over ranks is the loss of the whole batch.
-    losses = {task: weight * world_size * (outputs[task] - targets).square().sum() / (SAMPLES * 40)
-              for task, weight in dict(a=1.0, b=0.3, c=5.0).items()}
+    losses = {
+        task: weight * world_size * (outputs[task] - targets).square().sum() / (SAMPLES * 40)
+        for task, weight in dict(a=1.0, b=0.3, c=5.0).items()
+    }
     regularizer = RepMTL(**arguments)
     regularizer.measure_gradient = True
     terms = regularizer(losses, z)
-    at_z, = torch.autograd.grad(sum(terms.values()), z, retain_graph=True)
+    (at_z,) = torch.autograd.grad(sum(terms.values()), z, retain_graph=True)
     (sum(losses.values()) + sum(terms.values())).backward()
     values = {name: term.item() for name, term in terms.items()}
     return dict(gradients=gradients(inner), values=values, diagnostics=regularizer.diagnostics, at_z=at_z / world_size)
@@ -58,9 +60,10 @@ def in_process(rank):
         saliency = saliency_with_zeros()[:, PARTS[rank]].requires_grad_()
         csa = cross_task_saliency_alignment(saliency, gather_negatives=gather)
         tsr = task_saliency_regulation(saliency, gather=gather)
-        results[f'functions {gather}'] = [(value.item(), torch.autograd.grad(value, saliency)[0])
-                                          for value in (tsr, csa)]
-    lone = saliency_with_zeros()[:, [0, 2][rank]:[1, 3][rank]]
+        results[f'functions {gather}'] = [
+            (value.item(), torch.autograd.grad(value, saliency)[0]) for value in (tsr, csa)
+        ]
+    lone = saliency_with_zeros()[:, [0, 2][rank] : [1, 3][rank]]
     results['lone'] = cross_task_saliency_alignment(lone, gather_negatives=True).item()
     results['lone group'] = lone_group(rank)
     results['refused'] = refused(rank)
@@ -132,7 +135,7 @@ def test_functions_equal_one_process(processes):
     saliency = saliency_with_zeros().requires_grad_()
     for index, function in enumerate((task_saliency_regulation, cross_task_saliency_alignment)):
         value = function(saliency)
-        gradient, = torch.autograd.grad(value, saliency)
+        (gradient,) = torch.autograd.grad(value, saliency)
         found = [result['functions True'][index] for result in processes]
         assert sum(part for part, _ in found) / 2 == pytest.approx(value.item(), rel=1e-10)
         torch.testing.assert_close(torch.cat([part for _, part in found], dim=1) / 2, gradient, rtol=1e-9, atol=1e-13)

@@ -1,4 +1,5 @@
 """The constants are the best ones: no other constant does better on the data they were fitted to."""
+
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ SPECS = [
     dict(type='DepthMetric', task='depth'),
     dict(type='NormalMetric', task='normal'),
     dict(type='ClassificationMetric', task='scene'),
-    dict(type='RegressionMetric', task='pose')
+    dict(type='RegressionMetric', task='pose'),
 ]
 
 
@@ -39,7 +40,7 @@ def make_set(size, seed, height=24, width=32):
             'depth': torch.from_numpy(np.where(generator.random(shape) < 0.1, 0, depth).astype(np.float32)),
             'normal': torch.from_numpy((normal * (generator.random((*shape, 1)) > 0.1)).transpose(2, 0, 1)).float(),
             'scene': torch.tensor(int(generator.choice([2, 2, 2, 0, 1, 7]))),
-            'pose': torch.from_numpy(pose).float()
+            'pose': torch.from_numpy(pose).float(),
         }
         sample = MultiTaskDataSample(metainfo=dict(sample_idx=index))
         for number, (task, target) in enumerate(targets.items()):
@@ -93,7 +94,7 @@ def test_no_other_depth_is_better(train, values, name):
     errors = {
         'abs_err': lambda c: np.abs(depths - c).mean(),
         'rel_err': lambda c: (np.abs(depths - c) / depths).mean(),
-        'rmse': lambda c: np.sqrt(((depths - c)**2).mean())
+        'rmse': lambda c: np.sqrt(((depths - c) ** 2).mean()),
     }
     depths = depths.astype(np.float64)
     candidates = np.concatenate([np.quantile(depths, np.linspace(0, 1, 2001)), np.linspace(0.05, 12, 2000)])
@@ -116,13 +117,19 @@ def test_the_three_depths_differ(constants):
 
 @pytest.mark.parametrize('name', ['mean', 'median', 'within_11.25', 'within_22.5', 'within_30'])
 def test_no_other_direction_is_better(train, constants, values, name):
-    normals = np.concatenate([sample.normal[:, (sample.normal != 0).any(0)].numpy().T.astype(np.float64)
-                              for sample in map(targets_of('normal'), train) if sample.normal.numel()])
+    normals = np.concatenate(
+        [
+            sample.normal[:, (sample.normal != 0).any(0)].numpy().T.astype(np.float64)
+            for sample in map(targets_of('normal'), train)
+            if sample.normal.numel()
+        ]
+    )
     generator = np.random.default_rng(1)
     anywhere = generator.standard_normal((3000, 3))
     # And close to the constant itself, where a search that stops early would be beaten.
     around = np.array(constants[f'normal/{name}']) + generator.standard_normal((2000, 3)) * generator.choice(
-        [0.003, 0.01, 0.05], (2000, 1))
+        [0.003, 0.01, 0.05], (2000, 1)
+    )
     candidates = np.concatenate([anywhere, around])
     candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
     best = None
@@ -130,13 +137,16 @@ def test_no_other_direction_is_better(train, constants, values, name):
         angles = np.degrees(np.arccos(np.clip(chunk @ normals.T, -1, 1)))
         scores = {
             'mean': lambda angles=angles: angles.mean(1).min(),
-            'median': lambda angles=angles: np.median(angles, axis=1).min()
+            'median': lambda angles=angles: np.median(angles, axis=1).min(),
         }.get(name, lambda angles=angles: 100 * (angles < float(name[7:])).mean(1).max())()
         best = scores if best is None else (min if name in ('mean', 'median') else max)(best, scores)
     # Degrees, or percent: 7000 pixels are a rough sample, on which shares jump from pixel to pixel.
     margin = {'mean': 1e-3, 'median': 0.03}.get(name, 0.15)
-    assert values[f'normal/{name}'] <= best + margin if name in ('mean', 'median') else values[
-        f'normal/{name}'] >= best - margin
+    assert (
+        values[f'normal/{name}'] <= best + margin
+        if name in ('mean', 'median')
+        else values[f'normal/{name}'] >= best - margin
+    )
 
 
 def test_no_other_scene_is_better(train, values):
@@ -205,7 +215,7 @@ def test_valid_range_and_other_names(train):
 
 def test_kinds_of_input_agree(train, constants):
     packed = [dict(inputs=None, data_samples=sample) for sample in train]
-    batches = (dict(data_samples=train[start:start + 5]) for start in range(0, len(train), 5))
+    batches = (dict(data_samples=train[start : start + 5]) for start in range(0, len(train), 5))
     built = [METRICS.build(spec) for spec in SPECS]
     assert fit_constants(packed, SPECS, progress=False) == constants
     assert fit_constants(batches, built, progress=False) == constants
@@ -246,8 +256,11 @@ def test_errors_name_what_is_missing(train, constants):
 
 
 def test_comparison_table():
-    table = comparison_table({'a/mIoU': 12.0, 'a/new': 1.0, 'b/mean': 20.0, 'b/median': math.nan},
-                             {'a/mIoU': 10.0, 'b/mean': 12.5, 'b/median': 11.0}, directions={'new': True})
+    table = comparison_table(
+        {'a/mIoU': 12.0, 'a/new': 1.0, 'b/mean': 20.0, 'b/median': math.nan},
+        {'a/mIoU': 10.0, 'b/mean': 12.5, 'b/median': 11.0},
+        directions={'new': True},
+    )
     assert [line.split() for line in table.splitlines()] == [
         ['metric', 'model', 'best', 'constant', 'better?'],
         ['a/mIoU', '↑', '12.00', '10.00', 'yes'],

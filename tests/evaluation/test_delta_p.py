@@ -3,6 +3,7 @@
 The numbers are facts from the tables of the paper (Rep-MTL, arXiv 2507.21049): NYUv2 whole, of the others the rows that
 are compared with their printed Delta p.
 """
+
 import json
 import math
 import os
@@ -22,8 +23,17 @@ from mmrepmtl.evaluation import (
     save_results,
 )
 
-NYUV2_KEYS = ('semseg/mIoU', 'semseg/pixAcc', 'depth/abs_err', 'depth/rel_err', 'normal/mean', 'normal/median',
-              'normal/within_11.25', 'normal/within_22.5', 'normal/within_30')
+NYUV2_KEYS = (
+    'semseg/mIoU',
+    'semseg/pixAcc',
+    'depth/abs_err',
+    'depth/rel_err',
+    'normal/mean',
+    'normal/median',
+    'normal/within_11.25',
+    'normal/within_22.5',
+    'normal/within_30',
+)
 # Method, the nine metrics, printed delta_p_task, printed delta_p_metric.
 NYUV2 = """
 STL,53.50,75.39,0.3926,0.1605,21.99,15.16,39.04,65.00,75.16,0.00,0.00
@@ -73,17 +83,20 @@ def test_headline_numbers_to_the_last_digit():
         assert round(delta_p_metric(nyuv2(method), nyuv2('STL')), 2) == metric
 
 
-@pytest.mark.parametrize(('stl', 'row', 'value'), [
-    # Cityscapes: semseg mIoU, pixAcc, depth abs_err, rel_err (its printed digits allow 0.02).
-    ([69.06, 91.54, 0.01282, 43.53], [69.72, 91.85, 0.01270, 43.42], 0.62),  # Rep-MTL
-    ([69.06, 91.54, 0.01282, 43.53], [68.93, 91.58, 0.01315, 45.90], -2.05),  # EW
-    # Office-31, top-1 of Amazon, DSLR, Webcam. Rep-MTL's row is printed as +1.31: a misprint.
-    ([86.61, 95.63, 96.85], [83.53, 97.27, 96.85], -0.61),  # EW
-    ([86.61, 95.63, 96.85], [85.93, 98.54, 98.67], 1.38),  # Rep-MTL
-    # Office-Home, Art, Clipart, Product, Real World. IMTL-G's printed -1.10 repeats IMTL-L's: a misprint.
-    ([65.59, 79.60, 90.47, 80.00], [67.40, 78.75, 90.37, 80.04], 0.41),  # Rep-MTL
-    ([65.59, 79.60, 90.47, 80.00], [64.70, 77.17, 89.61, 79.45], -1.51),  # IMTL-G
-])
+@pytest.mark.parametrize(
+    ('stl', 'row', 'value'),
+    [
+        # Cityscapes: semseg mIoU, pixAcc, depth abs_err, rel_err (its printed digits allow 0.02).
+        ([69.06, 91.54, 0.01282, 43.53], [69.72, 91.85, 0.01270, 43.42], 0.62),  # Rep-MTL
+        ([69.06, 91.54, 0.01282, 43.53], [68.93, 91.58, 0.01315, 45.90], -2.05),  # EW
+        # Office-31, top-1 of Amazon, DSLR, Webcam. Rep-MTL's row is printed as +1.31: a misprint.
+        ([86.61, 95.63, 96.85], [83.53, 97.27, 96.85], -0.61),  # EW
+        ([86.61, 95.63, 96.85], [85.93, 98.54, 98.67], 1.38),  # Rep-MTL
+        # Office-Home, Art, Clipart, Product, Real World. IMTL-G's printed -1.10 repeats IMTL-L's: a misprint.
+        ([65.59, 79.60, 90.47, 80.00], [67.40, 78.75, 90.37, 80.04], 0.41),  # Rep-MTL
+        ([65.59, 79.60, 90.47, 80.00], [64.70, 77.17, 89.61, 79.45], -1.51),  # IMTL-G
+    ],
+)
 def test_rows_of_the_other_tables(stl, row, value):
     cityscapes = stl[2] < 1
     keys = NYUV2_KEYS[:4] if cityscapes else [f'domain{index}/top1' for index in range(len(stl))]
@@ -116,16 +129,19 @@ def test_directions():
     assert is_better('a/mean', 1, 2) and not is_better('a/mean', 2, 2) and not is_better('a/mean', math.nan, 2)
 
 
-@pytest.mark.parametrize(('model', 'baseline', 'message'), [
-    ({'a/mIoU': 1.0}, {'a/mIoU': 1.0, 'b/mIoU': 1.0}, "'b/mIoU' is missing in the metrics"),
-    ({'a/mIoU': 1.0, 'b/mIoU': 1.0}, {'a/mIoU': 1.0}, "'b/mIoU' is missing in the baseline"),
-    ({'a/mIoU': 1.0}, {'a/mIoU': 0.0}, "'a/mIoU' is 0.0 in the baseline"),
-    ({'a/mIoU': 1.0}, {'a/mIoU': -1.0}, "'a/mIoU' is -1.0 in the baseline"),
-    ({'a/mIoU': math.nan}, {'a/mIoU': 1.0}, "'a/mIoU' is nan in the metrics"),
-    ({'a/mIoU': 1.0}, {'a/mIoU': math.inf}, "'a/mIoU' is inf in the baseline"),
-    ({'mIoU': 1.0}, {'mIoU': 1.0}, "'task/metric', but one is 'mIoU'"),
-    ({}, {}, 'no metric to compare'),
-])
+@pytest.mark.parametrize(
+    ('model', 'baseline', 'message'),
+    [
+        ({'a/mIoU': 1.0}, {'a/mIoU': 1.0, 'b/mIoU': 1.0}, "'b/mIoU' is missing in the metrics"),
+        ({'a/mIoU': 1.0, 'b/mIoU': 1.0}, {'a/mIoU': 1.0}, "'b/mIoU' is missing in the baseline"),
+        ({'a/mIoU': 1.0}, {'a/mIoU': 0.0}, "'a/mIoU' is 0.0 in the baseline"),
+        ({'a/mIoU': 1.0}, {'a/mIoU': -1.0}, "'a/mIoU' is -1.0 in the baseline"),
+        ({'a/mIoU': math.nan}, {'a/mIoU': 1.0}, "'a/mIoU' is nan in the metrics"),
+        ({'a/mIoU': 1.0}, {'a/mIoU': math.inf}, "'a/mIoU' is inf in the baseline"),
+        ({'mIoU': 1.0}, {'mIoU': 1.0}, "'task/metric', but one is 'mIoU'"),
+        ({}, {}, 'no metric to compare'),
+    ],
+)
 def test_errors_name_the_metric(model, baseline, message):
     with pytest.raises(ValueError, match=message):
         delta_p(model, baseline)
@@ -139,8 +155,10 @@ def test_unknown_mode():
 def test_results_files_round_trip(tmp_path):
     path = tmp_path / 'runs' / 'results.json'
     save_results(path, {'a/mIoU': 54.59, 'b/mean': math.nan}, {'checkpoint': 'last', 'seed': 3})
-    assert json.loads(path.read_text()) == {'metrics': {'a/mIoU': 54.59, 'b/mean': None},
-                                            'meta': {'checkpoint': 'last', 'seed': 3}}
+    assert json.loads(path.read_text()) == {
+        'metrics': {'a/mIoU': 54.59, 'b/mean': None},
+        'meta': {'checkpoint': 'last', 'seed': 3},
+    }
     metrics, meta = load_results(path)
     assert metrics['a/mIoU'] == 54.59 and math.isnan(metrics['b/mean']) and meta['seed'] == 3
     assert os.listdir(path.parent) == ['results.json']

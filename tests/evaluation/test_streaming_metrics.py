@@ -1,4 +1,5 @@
 """Metrics against plain loops over all pixels, and the machinery that adds batches up."""
+
 import logging
 import math
 
@@ -17,7 +18,7 @@ CONFIGS = {
     'depth': dict(type='DepthMetric', task='depth'),
     'normal': dict(type='NormalMetric', task='normal'),
     'scene': dict(type='ClassificationMetric', task='scene'),
-    'pose': dict(type='RegressionMetric', task='pose')
+    'pose': dict(type='RegressionMetric', task='pose'),
 }
 
 
@@ -34,14 +35,14 @@ def make_sample(index, size=(5, 7), tasks=CONFIGS):
         'depth': torch.where(rand(1, *size) < 0.2, 0.0, 0.5 + 9 * rand(1, *size)),
         'normal': unit(rand(3, *size) - 0.5, dim=0) * (rand(1, *size) > 0.2),
         'scene': (rand(1) * 6).long()[0],
-        'pose': torch.where(rand(3) < 0.3, torch.nan, rand(3))
+        'pose': torch.where(rand(3) < 0.3, torch.nan, rand(3)),
     }
     predictions = {
         'semseg': (rand(*size) * 3).long(),
         'depth': 0.5 + 9 * rand(1, *size),
         'normal': unit(targets['normal'] + rand(3, *size) - 0.5, dim=0),
         'scene': rand(6),
-        'pose': rand(3)
+        'pose': rand(3),
     }
     if index % 5 == 4:
         targets['depth'].zero_()
@@ -63,27 +64,29 @@ def slow_metrics(samples):
                 pixels[task].append((int(prediction.argmax()), int(target)))
                 continue
             channels = 3 if task == 'normal' else 1
-            pixels[task] += zip(prediction.reshape(channels, -1).T.tolist(), target.reshape(channels, -1).T.tolist(),
-                                strict=True)
-    semseg = [(p, t) for (p, ), (t, ) in pixels['semseg'] if t != 255]
+            pixels[task] += zip(
+                prediction.reshape(channels, -1).T.tolist(), target.reshape(channels, -1).T.tolist(), strict=True
+            )
+    semseg = [(p, t) for (p,), (t,) in pixels['semseg'] if t != 255]
     ious = []
     for index in range(4):
         hits = sum(p == t == index for p, t in semseg)
         union = sum(p == index or t == index for p, t in semseg)
         if union:
             ious.append(hits / union)
-    depth = [(p, t) for (p, ), (t, ) in pixels['depth'] if t > 0]
+    depth = [(p, t) for (p,), (t,) in pixels['depth'] if t > 0]
     angles = [
         math.degrees(math.acos(max(-1, min(1, np.dot(p, t) / math.sqrt(np.dot(p, p) * np.dot(t, t))))))
-        for p, t in pixels['normal'] if any(t)
+        for p, t in pixels['normal']
+        if any(t)
     ]
-    pose = [(p, t) for (p, ), (t, ) in pixels['pose'] if t == t]
+    pose = [(p, t) for (p,), (t,) in pixels['pose'] if t == t]
     return {
         'semseg/mIoU': 100 * mean(ious),
         'semseg/pixAcc': 100 * mean(p == t for p, t in semseg),
         'depth/abs_err': mean(abs(p - t) for p, t in depth),
         'depth/rel_err': mean(abs(p - t) / t for p, t in depth),
-        'depth/rmse': math.sqrt(mean((p - t)**2 for p, t in depth)),
+        'depth/rmse': math.sqrt(mean((p - t) ** 2 for p, t in depth)),
         'normal/mean': mean(angles),
         'normal/median': float(np.median(angles)) if angles else math.nan,
         'normal/within_11.25': 100 * mean(a < 11.25 for a in angles),
@@ -91,7 +94,7 @@ def slow_metrics(samples):
         'normal/within_30': 100 * mean(a < 30 for a in angles),
         'scene/top1': 100 * mean(p == t for p, t in pixels['scene']),
         'pose/mae': mean(abs(p - t) for p, t in pose),
-        'pose/rmse': math.sqrt(mean((p - t)**2 for p, t in pose))
+        'pose/rmse': math.sqrt(mean((p - t) ** 2 for p, t in pose)),
     }
 
 
@@ -108,7 +111,7 @@ def tolerance(key):
 def run(samples, batch_size, configs=CONFIGS):
     evaluator = Evaluator([METRICS.build(config) for config in configs.values()])
     for start in range(0, len(samples), batch_size):
-        evaluator.process(samples[start:start + batch_size])
+        evaluator.process(samples[start : start + batch_size])
     return evaluator.evaluate(len(samples))
 
 
@@ -120,7 +123,7 @@ def samples():
 
 @pytest.mark.parametrize('count', [1, 2, 11, 23])
 def test_equals_the_definitions_pixel_by_pixel(samples, count):
-    samples = samples[3:3 + count]
+    samples = samples[3 : 3 + count]
     expected = slow_metrics(samples)
     assert any(math.isnan(value) for value in expected.values()) == (count < 3)  # those lack depth
     metrics = run(samples, batch_size=4)
@@ -150,14 +153,23 @@ def test_normals_small_and_opposite_angles_are_exact():
     prediction = 7 * torch.stack([angle.sin(), torch.zeros(4).double(), angle.cos()]).view(3, 1, 4)
     metric = METRICS.build(CONFIGS['normal'])
     for index in range(4):
-        metric.process(None, [dict(gt=dict(normal=target[..., index:index + 1]),
-                                   pred=dict(normal=prediction[..., index:index + 1]), sample_idx=index)])
+        metric.process(
+            None,
+            [
+                dict(
+                    gt=dict(normal=target[..., index : index + 1]),
+                    pred=dict(normal=prediction[..., index : index + 1]),
+                    sample_idx=index,
+                )
+            ],
+        )
         assert metric.evaluate(1)['normal/mean'] == pytest.approx(float(angle[index].rad2deg()), abs=1e-9)
 
 
 def test_a_normal_without_direction_counts_as_90_degrees():
-    sample = dict(gt=dict(normal=torch.tensor([0.0, 0, 1]).view(3, 1, 1)), pred=dict(normal=torch.zeros(3, 1, 1)),
-                  sample_idx=0)
+    sample = dict(
+        gt=dict(normal=torch.tensor([0.0, 0, 1]).view(3, 1, 1)), pred=dict(normal=torch.zeros(3, 1, 1)), sample_idx=0
+    )
     metric = METRICS.build(CONFIGS['normal'])
     metric.process(None, [sample])
     assert metric.evaluate(1)['normal/mean'] == 90
@@ -168,15 +180,19 @@ def test_shares_count_angles_below_each_threshold():
     totals = metric.statistics([torch.tensor([1.0, 0, 0]).view(3, 1, 1)], [torch.tensor([0.0, 0, 1]).view(3, 1, 1)])
     assert [int(totals[name]) for name in ('within_11.25', 'within_22.5', 'within_30')] == [0, 0, 0]
     half = math.radians(29.9)
-    totals = metric.statistics([torch.tensor([math.sin(half), 0, math.cos(half)]).view(3, 1, 1)],
-                               [torch.tensor([0.0, 0, 1]).view(3, 1, 1)])
+    totals = metric.statistics(
+        [torch.tensor([math.sin(half), 0, math.cos(half)]).view(3, 1, 1)], [torch.tensor([0.0, 0, 1]).view(3, 1, 1)]
+    )
     assert [int(totals[name]) for name in ('within_11.25', 'within_22.5', 'within_30')] == [0, 0, 1]
 
 
 def test_mean_iou_leaves_out_only_classes_that_occur_nowhere():
     # Class 2 is only predicted (IoU 0), class 3 occurs nowhere.
-    sample = dict(gt=dict(semseg=torch.tensor([[0, 0, 1, 1, 255]])), pred=dict(semseg=torch.tensor([[0, 0, 1, 2, 3]])),
-                  sample_idx=0)
+    sample = dict(
+        gt=dict(semseg=torch.tensor([[0, 0, 1, 1, 255]])),
+        pred=dict(semseg=torch.tensor([[0, 0, 1, 2, 3]])),
+        sample_idx=0,
+    )
     metric = METRICS.build(CONFIGS['semseg'])
     metric.process(None, [sample])
     assert metric.evaluate(1) == pytest.approx({'semseg/mIoU': 100 * (1 + 0.5 + 0) / 3, 'semseg/pixAcc': 75})
@@ -184,8 +200,9 @@ def test_mean_iou_leaves_out_only_classes_that_occur_nowhere():
 
 def test_the_log_shows_each_class():
     # Truth: 3 of 4 pixels are class 0; prediction: 1 of 4.
-    sample = dict(gt=dict(semseg=torch.tensor([[0, 0, 0, 1]])), pred=dict(semseg=torch.tensor([[0, 1, 1, 1]])),
-                  sample_idx=0)
+    sample = dict(
+        gt=dict(semseg=torch.tensor([[0, 0, 0, 1]])), pred=dict(semseg=torch.tensor([[0, 1, 1, 1]])), sample_idx=0
+    )
     metric = METRICS.build(CONFIGS['semseg'])
     metric.process(None, [sample])
     rows = [line.split() for line in metric.describe(metric._last).splitlines()[2:]]
@@ -210,8 +227,10 @@ def test_target_and_prefix_may_differ_from_the_task():
 
 
 def test_unlabelled_everywhere_gives_nan_and_says_so(caplog, monkeypatch):
-    monkeypatch.setattr('mmrepmtl.evaluation.streaming.print_log',
-                        lambda message, logger, level=logging.INFO: logging.getLogger('test').log(level, message))
+    monkeypatch.setattr(
+        'mmrepmtl.evaluation.streaming.print_log',
+        lambda message, logger, level=logging.INFO: logging.getLogger('test').log(level, message),
+    )
     caplog.set_level(logging.INFO)
     empty = [MultiTaskDataSample(metainfo=dict(sample_idx=index)) for index in range(3)]
     metrics = run(empty, 2)
@@ -224,8 +243,10 @@ def test_unlabelled_everywhere_gives_nan_and_says_so(caplog, monkeypatch):
 
 
 def test_the_definition_is_logged_once(caplog, monkeypatch, samples):
-    monkeypatch.setattr('mmrepmtl.evaluation.streaming.print_log',
-                        lambda message, logger, level=logging.INFO: logging.getLogger('test').log(level, message))
+    monkeypatch.setattr(
+        'mmrepmtl.evaluation.streaming.print_log',
+        lambda message, logger, level=logging.INFO: logging.getLogger('test').log(level, message),
+    )
     caplog.set_level(logging.INFO)
     evaluator = Evaluator([METRICS.build(config) for config in CONFIGS.values()])
     for _ in range(2):
@@ -252,19 +273,25 @@ def break_sample(sample, change):
     return sample
 
 
-@pytest.mark.parametrize(('task', 'change', 'message'), [
-    ('semseg', lambda s: s['pred'].pop('semseg'), 'without a prediction'),
-    ('semseg', lambda s: s['pred'].update(semseg=torch.zeros(2, 2).long()), r'shape \(2, 2\)'),
-    ('semseg', lambda s: s['pred'].update(semseg=torch.full((5, 7), 4)), '0 to 3'),
-    ('semseg', lambda s: s['gt'].update(semseg=torch.full((5, 7), -1)), '0 to 3'),
-    ('semseg', lambda s: s['pred'].update(semseg=torch.zeros(5, 7)), 'integer'),
-    ('depth', lambda s: s['pred'].update(depth=torch.ones(5, 7)), r'shape \(5, 7\)'),
-    ('normal', lambda s: (s['pred'].update(normal=torch.ones(5, 7, 3)), s['gt'].update(normal=torch.ones(5, 7, 3))),
-     r'\(3, H, W\)'),
-    ('scene', lambda s: s['gt'].update(scene=torch.tensor(6)), 'class 6'),
-    ('pose', lambda s: s['pred'].update(pose=torch.ones(2)), 'shape'),
-    ('pose', lambda s: s.pop('sample_idx'), 'sample_idx'),
-])
+@pytest.mark.parametrize(
+    ('task', 'change', 'message'),
+    [
+        ('semseg', lambda s: s['pred'].pop('semseg'), 'without a prediction'),
+        ('semseg', lambda s: s['pred'].update(semseg=torch.zeros(2, 2).long()), r'shape \(2, 2\)'),
+        ('semseg', lambda s: s['pred'].update(semseg=torch.full((5, 7), 4)), '0 to 3'),
+        ('semseg', lambda s: s['gt'].update(semseg=torch.full((5, 7), -1)), '0 to 3'),
+        ('semseg', lambda s: s['pred'].update(semseg=torch.zeros(5, 7)), 'integer'),
+        ('depth', lambda s: s['pred'].update(depth=torch.ones(5, 7)), r'shape \(5, 7\)'),
+        (
+            'normal',
+            lambda s: (s['pred'].update(normal=torch.ones(5, 7, 3)), s['gt'].update(normal=torch.ones(5, 7, 3))),
+            r'\(3, H, W\)',
+        ),
+        ('scene', lambda s: s['gt'].update(scene=torch.tensor(6)), 'class 6'),
+        ('pose', lambda s: s['pred'].update(pose=torch.ones(2)), 'shape'),
+        ('pose', lambda s: s.pop('sample_idx'), 'sample_idx'),
+    ],
+)
 def test_wrong_formats_are_named_and_leave_no_trace(task, change, message):
     metric = METRICS.build(CONFIGS[task])
     good = next(sample for sample in map(make_sample, range(20, 28)) if task in sample.targets)
@@ -303,14 +330,17 @@ def test_joined_data_sets_may_repeat_indices_if_paths_differ(samples):
     assert metric.evaluate(2)['depth/abs_err'] == pytest.approx(slow_metrics(samples[1:2])['depth/abs_err'])
 
 
-@pytest.mark.parametrize(('ranks', 'padded'), [
-    ([[0, 2, 4], [1, 3, 0]], {1}),  # five samples, two ranks
-    ([[0, 2], [1, 3]], set()),
-    ([[0], [0], [0]], {1, 2}),  # one sample, three ranks
-    ([[0], [1], [0], [1], [0]], {2, 3, 4}),
-    ([[0, 1], []], set()),
-    ([[0, 1, 1], [2]], set()),  # no sampler's padding: to be refused
-])
+@pytest.mark.parametrize(
+    ('ranks', 'padded'),
+    [
+        ([[0, 2, 4], [1, 3, 0]], {1}),  # five samples, two ranks
+        ([[0, 2], [1, 3]], set()),
+        ([[0], [0], [0]], {1, 2}),  # one sample, three ranks
+        ([[0], [1], [0], [1], [0]], {2, 3, 4}),
+        ([[0, 1], []], set()),
+        ([[0, 1, 1], [2]], set()),  # no sampler's padding: to be refused
+    ],
+)
 def test_padding_of_samplers(ranks, padded):
     assert padding_ranks([[(index, None) for index in rank] for rank in ranks]) == padded
 
@@ -354,5 +384,6 @@ def test_totals_are_small_and_on_the_cpu(samples):
     metric = METRICS.build(CONFIGS['depth'])
     metric.process(None, [sample.to_dict() for sample in samples])
     assert sum(value.numel() for part in (metric._totals, metric._last) for value in part.values()) <= 10
-    assert all(value.device.type == 'cpu' and value.dtype in (torch.float64, torch.int64)
-               for value in metric._totals.values())
+    assert all(
+        value.device.type == 'cpu' and value.dtype in (torch.float64, torch.int64) for value in metric._totals.values()
+    )

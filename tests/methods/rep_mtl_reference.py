@@ -50,8 +50,12 @@ class TwoLayerNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, channels, 3, padding=1))
-            self.heads = nn.ModuleDict({task: nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.Tanh(),
-                                                            nn.Conv2d(6, 2, 1)) for task in ('a', 'b', 'c')})
+            self.heads = nn.ModuleDict(
+                {
+                    task: nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 2, 1))
+                    for task in ('a', 'b', 'c')
+                }
+            )
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         z = self.encoder(images)
@@ -66,8 +70,10 @@ class TwoLayerNet(nn.Module):
 def batch(samples: int = 4, seed: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Images (B, 3, 4, 5) and targets (B, 2, 4, 5)."""
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(samples, 3, 4, 5, generator=generator, dtype=dtype),
-            torch.randn(samples, 2, 4, 5, generator=generator, dtype=dtype))
+    return (
+        torch.randn(samples, 3, 4, 5, generator=generator, dtype=dtype),
+        torch.randn(samples, 2, 4, 5, generator=generator, dtype=dtype),
+    )
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -77,8 +83,9 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def literal_saliency(losses, z, log=True):
     """Eq. 3, of log losses or of losses, in the graph."""
-    return torch.stack([torch.autograd.grad(loss, z, create_graph=True)[0] / (loss.detach() if log else 1)
-                        for loss in losses.values()])
+    return torch.stack(
+        [torch.autograd.grad(loss, z, create_graph=True)[0] / (loss.detach() if log else 1) for loss in losses.values()]
+    )
 
 
 def literal_penalty(losses, z, log=True, weights=(0.9, 0.9), temperature=1.0):

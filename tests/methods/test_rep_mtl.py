@@ -52,12 +52,12 @@ def test_all_parameters_get_the_gradient_of_the_literal_formula(net, transform, 
 @pytest.mark.parametrize('levels', [1, 2])
 def test_through_the_representation_only(net, levels):
     z, losses = net.losses(*batch())
-    expected_at_z, = torch.autograd.grad(literal_penalty(losses, z), z)
+    (expected_at_z,) = torch.autograd.grad(literal_penalty(losses, z), z)
     net.zero_grad()
     z, losses = net.losses(*batch())
     terms = RepMTL(through='representation')(losses, [z] * levels if levels > 1 else z)
     torch.testing.assert_close(total(terms), literal_penalty(losses, z), rtol=1e-10, atol=0)
-    at_z, = torch.autograd.grad(total(terms), z, retain_graph=True)
+    (at_z,) = torch.autograd.grad(total(terms), z, retain_graph=True)
     torch.testing.assert_close(at_z, expected_at_z, rtol=1e-9, atol=1e-12)
     total(terms).backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in net.heads.parameters())
@@ -105,8 +105,12 @@ def test_scale_of_task_losses_and_of_the_batch_of_float32(net):
     terms = RepMTL()(losses, z)
     scaled = {task: loss * 10.0**i for i, (task, loss) in enumerate(losses.items())}
     torch.testing.assert_close(RepMTL()(scaled, z), terms)
-    torch.testing.assert_close(RepMTL(saliency_transform=None)({task: loss * 1e-8 for task, loss in losses.items()}, z),
-                               RepMTL(saliency_transform=None)(losses, z), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        RepMTL(saliency_transform=None)({task: loss * 1e-8 for task, loss in losses.items()}, z),
+        RepMTL(saliency_transform=None)(losses, z),
+        rtol=1e-4,
+        atol=0,
+    )
     torch.testing.assert_close(RepMTL()(losses, z, RegularizerContext(scale=2.0**16)), terms)
     permuted = {task: losses[task] for task in 'cab'}
     torch.testing.assert_close(RepMTL()(permuted, z), terms)
@@ -140,8 +144,10 @@ def test_float16_gradients_survive_through_the_loss_scale(through):
     def encoder_gradient(dtype, scale):
         parameter = weight.to(dtype, copy=True).requires_grad_()
         z = inputs.to(dtype) @ parameter.T
-        losses = {task: (z @ head.to(dtype)).tanh().float().square().mean() * 1e-2
-                  for task, head in zip(TASKS, heads, strict=True)}
+        losses = {
+            task: (z @ head.to(dtype)).tanh().float().square().mean() * 1e-2
+            for task, head in zip(TASKS, heads, strict=True)
+        }
         terms = RepMTL(through=through, saliency_floor=0.3)(losses, z, RegularizerContext(scale=scale))
         (total(terms) * scale).backward()
         return parameter.grad.float().flatten() / scale
@@ -164,28 +170,45 @@ def test_diagnostics(net, through, scale, backward_scale):
     assert regularizer.diagnostics == {}
     weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     slopes = weights / torch.stack(list(losses.values())).detach()  # the objective is made of log losses
-    terms = regularizer(losses, z, RegularizerContext(scale=scale, backward_scale=backward_scale, task_weights=slopes,
-                                                      measure_gradient=True))
+    terms = regularizer(
+        losses,
+        z,
+        RegularizerContext(scale=scale, backward_scale=backward_scale, task_weights=slopes, measure_gradient=True),
+    )
     assert ('grad_ratio' in regularizer.diagnostics) == (through == 'representation')
     logs = {task: loss.log() for task, loss in losses.items()}
     objective = sum(weight * log for weight, log in zip(weights, logs.values(), strict=True))
     ((objective + total(terms)) * scale * backward_scale).backward(retain_graph=True)
 
     saliency = literal_saliency(losses, z)
-    penalty_at_z, = torch.autograd.grad(0.9 * literal_tsr(saliency) + 0.5 * literal_csa(saliency), z, retain_graph=True)
-    tasks_at_z, = torch.autograd.grad(objective, z)
+    (penalty_at_z,) = torch.autograd.grad(
+        0.9 * literal_tsr(saliency) + 0.5 * literal_csa(saliency), z, retain_graph=True
+    )
+    (tasks_at_z,) = torch.autograd.grad(objective, z)
     mean = saliency.detach().mean(2).abs()
     share = (mean / mean.sum(0)).mean((1, 2, 3))
     maps = saliency.detach().flatten(3)
     anchors = [maps[:, b].mean(-1).T @ maps[:, b].mean(-1) for b in range(4)]
-    positive = [torch.cosine_similarity(anchors[b].flatten(), (maps[t, b] @ maps[t, b].T).flatten(), dim=0)
-                for t in range(3) for b in range(4)]
-    negative = [torch.cosine_similarity(anchors[b].flatten(), anchors[k].flatten(), dim=0)
-                for b in range(4) for k in range(4) if k != b]
-    expected = dict(tsr=literal_tsr(saliency).item(), csa=literal_csa(saliency).item(),
-                    entropy=literal_tsr(saliency).item() / math.log(3), positive=sum(positive).item() / 12,
-                    negative=sum(negative).item() / 12, grad_ratio=(penalty_at_z.norm() / tasks_at_z.norm()).item(),
-                    **{f'share/{task}': share[index].item() for index, task in enumerate(TASKS)})
+    positive = [
+        torch.cosine_similarity(anchors[b].flatten(), (maps[t, b] @ maps[t, b].T).flatten(), dim=0)
+        for t in range(3)
+        for b in range(4)
+    ]
+    negative = [
+        torch.cosine_similarity(anchors[b].flatten(), anchors[k].flatten(), dim=0)
+        for b in range(4)
+        for k in range(4)
+        if k != b
+    ]
+    expected = dict(
+        tsr=literal_tsr(saliency).item(),
+        csa=literal_csa(saliency).item(),
+        entropy=literal_tsr(saliency).item() / math.log(3),
+        positive=sum(positive).item() / 12,
+        negative=sum(negative).item() / 12,
+        grad_ratio=(penalty_at_z.norm() / tasks_at_z.norm()).item(),
+        **{f'share/{task}': share[index].item() for index, task in enumerate(TASKS)},
+    )
     assert all(type(value) is float for value in regularizer.diagnostics.values())
     assert regularizer.diagnostics == pytest.approx(expected, rel=1e-8)
 
@@ -245,8 +268,12 @@ def test_small_batches_are_warned_of_once(net):
 def test_plain_pytorch_loop():
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
-    heads = nn.ModuleDict(dict(semseg=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)),
-                               depth=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))))
+    heads = nn.ModuleDict(
+        dict(
+            semseg=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+            depth=nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1)),
+        )
+    )
     rep_mtl = RepMTL(lambda_tsr=0.1, lambda_csa=0.1)
     assert isinstance(rep_mtl, Regularizer) and rep_mtl.name == 'rep_mtl'
     optimizer = torch.optim.Adam([*encoder.parameters(), *heads.parameters()], lr=1e-2)
@@ -254,8 +281,10 @@ def test_plain_pytorch_loop():
     history = []
     for _ in range(20):
         z = encoder(images)
-        losses = dict(semseg=nn.functional.cross_entropy(heads['semseg'](z), labels),
-                      depth=nn.functional.l1_loss(heads['depth'](z), depths))
+        losses = dict(
+            semseg=nn.functional.cross_entropy(heads['semseg'](z), labels),
+            depth=nn.functional.l1_loss(heads['depth'](z), depths),
+        )
         penalty = rep_mtl(losses, z)
         objective = sum(loss.log() for loss in losses.values()) + penalty['loss_tsr'] + penalty['loss_csa']
         optimizer.zero_grad()

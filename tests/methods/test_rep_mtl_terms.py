@@ -9,9 +9,20 @@ from mmrepmtl.methods import csa
 from mmrepmtl.methods.rep_mtl import cross_task_saliency_alignment, task_saliency_regulation
 from tests.methods.rep_mtl_reference import literal_csa, literal_tsr
 
-SHAPES = {'TBC': (3, 4, 6), 'TBCN, C<N': (3, 4, 3, 7), 'TBCN, C>N': (2, 5, 9, 4), 'TBCN, C=N': (2, 3, 5, 5),
-          'TBCHW, C<N': (3, 3, 4, 3, 4), 'TBCHW, C>N': (3, 3, 8, 2, 3), 'T=1': (1, 4, 3, 5), 'B=1': (3, 1, 4, 5),
-          'C=1': (3, 4, 1, 5), 'N=1': (3, 4, 5, 1), 'all 1': (1, 1, 1, 1), 'C=1 vector': (2, 3, 1)}
+SHAPES = {
+    'TBC': (3, 4, 6),
+    'TBCN, C<N': (3, 4, 3, 7),
+    'TBCN, C>N': (2, 5, 9, 4),
+    'TBCN, C=N': (2, 3, 5, 5),
+    'TBCHW, C<N': (3, 3, 4, 3, 4),
+    'TBCHW, C>N': (3, 3, 8, 2, 3),
+    'T=1': (1, 4, 3, 5),
+    'B=1': (3, 1, 4, 5),
+    'C=1': (3, 4, 1, 5),
+    'N=1': (3, 4, 5, 1),
+    'all 1': (1, 1, 1, 1),
+    'C=1 vector': (2, 3, 1),
+}
 TERMS = {'tsr': (task_saliency_regulation, literal_tsr), 'csa': (cross_task_saliency_alignment, literal_csa)}
 
 
@@ -22,7 +33,7 @@ def random_saliency(shape, seed=0, dtype=torch.float64):
 def value_and_gradient(function, saliency, *args):
     saliency = saliency.clone().requires_grad_()
     value = function(saliency, *args)
-    gradient, = torch.autograd.grad(value, saliency)
+    (gradient,) = torch.autograd.grad(value, saliency)
     return value.detach(), gradient
 
 
@@ -70,7 +81,7 @@ def test_gradcheck_of_the_streamed_function(shape):
 
 def test_the_streamed_function_refuses_a_second_derivative():
     saliency = random_saliency((2, 3, 3, 5)).requires_grad_()
-    gradient, = torch.autograd.grad(cross_task_saliency_alignment(saliency), saliency, create_graph=True)
+    (gradient,) = torch.autograd.grad(cross_task_saliency_alignment(saliency), saliency, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
 
@@ -79,9 +90,11 @@ def test_the_streamed_function_refuses_a_second_derivative():
 @pytest.mark.parametrize('term', TERMS)
 def test_strided_saliency(term, layout):
     saliency = random_saliency((3, 6, 5, 4, 3))
-    strided = {'transposed': saliency.transpose(0, 1).contiguous().transpose(0, 1),
-               'spatial last in memory': saliency.movedim(2, -1).contiguous().movedim(-1, 2),
-               'truncated': saliency[:, :4]}[layout]
+    strided = {
+        'transposed': saliency.transpose(0, 1).contiguous().transpose(0, 1),
+        'spatial last in memory': saliency.movedim(2, -1).contiguous().movedim(-1, 2),
+        'truncated': saliency[:, :4],
+    }[layout]
     assert_equal(term, strided)
 
 
@@ -121,9 +134,16 @@ def test_bfloat16_is_computed_in_float32(term):
 def zero_cases():
     saliency = random_saliency((3, 4, 5, 6))
     cases = {}
-    for name, index in dict(task=0, sample=(slice(None), 1), task_of_sample=(1, 2), position=(..., 3),
-                            task_at_position=(0, slice(None), slice(None), 2), channel=(slice(None), slice(None), 0),
-                            all_but_one_sample=(slice(None), slice(1, None)), everything=...).items():
+    for name, index in dict(
+        task=0,
+        sample=(slice(None), 1),
+        task_of_sample=(1, 2),
+        position=(..., 3),
+        task_at_position=(0, slice(None), slice(None), 2),
+        channel=(slice(None), slice(None), 0),
+        all_but_one_sample=(slice(None), slice(1, None)),
+        everything=...,
+    ).items():
         case = saliency.clone()
         case[index] = 0
         cases[name] = case
@@ -202,8 +222,14 @@ def test_invariances(term):
     function = TERMS[term][0]
     saliency = random_saliency((3, 4, 5, 6))
     value = function(saliency)
-    for other in (saliency[[2, 0, 1]], saliency[:, [3, 1, 0, 2]], saliency[..., [5, 4, 3, 0, 1, 2]],
-                  saliency[:, :, [4, 2, 0, 1, 3]], saliency * 1e-7, -saliency):
+    for other in (
+        saliency[[2, 0, 1]],
+        saliency[:, [3, 1, 0, 2]],
+        saliency[..., [5, 4, 3, 0, 1, 2]],
+        saliency[:, :, [4, 2, 0, 1, 3]],
+        saliency * 1e-7,
+        -saliency,
+    ):
         torch.testing.assert_close(function(other), value, rtol=1e-12, atol=0)
 
 
@@ -221,8 +247,11 @@ def test_wrong_shapes_are_refused(term):
 
 
 def test_product_settings_are_restored():
-    backends = [module.matmul for module in (torch.backends.cuda, torch.backends.mkldnn)
-                if hasattr(getattr(module, 'matmul', None), 'fp32_precision')]
+    backends = [
+        module.matmul
+        for module in (torch.backends.cuda, torch.backends.mkldnn)
+        if hasattr(getattr(module, 'matmul', None), 'fp32_precision')
+    ]
     if not backends:
         pytest.skip('this torch has no fp32_precision settings')
     before = [backend.fp32_precision for backend in backends]

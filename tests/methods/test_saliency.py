@@ -56,8 +56,15 @@ def test_layouts_and_prefix_tokens():
     found = saliency(nchw.movedim(1, -1).clone(), lambda z: z.movedim(-1, 1), layout='NHWC')
     torch.testing.assert_close(found, expected)
     tokens = torch.cat([torch.randn(2, 2, 5, dtype=torch.float64), nchw.flatten(2).mT], dim=1)
-    torch.testing.assert_close(saliency(tokens, lambda z: z[:, 2:].mT.reshape(2, 5, 3, 4) * z[:, :1, :1, None] ** 0,
-                                        layout='NLC', num_prefix_tokens=2), expected.flatten(3))
+    torch.testing.assert_close(
+        saliency(
+            tokens,
+            lambda z: z[:, 2:].mT.reshape(2, 5, 3, 4) * z[:, :1, :1, None] ** 0,
+            layout='NLC',
+            num_prefix_tokens=2,
+        ),
+        expected.flatten(3),
+    )
     for layout, shape in (('NLC', (2, 5, 3, 4)), ('NCHW', (2, 6, 5)), ('NHWC', (2, 6, 5))):
         with pytest.raises(ValueError, match='expects'):
             z = torch.randn(shape, requires_grad=True)
@@ -79,8 +86,11 @@ def test_levels_are_differentiated_apart_and_averaged(net):
     second = nn.Conv2d(5, 4, 3, stride=2).double()
     shallow = first(images).tanh()
     levels = identity_views([shallow, second(shallow)])
-    losses = {'a': (levels[0] * levels[1].mean()).square().mean(), 'b': levels[0].exp().mean(),
-              'c': levels[1].exp().mean()}
+    losses = {
+        'a': (levels[0] * levels[1].mean()).square().mean(),
+        'b': levels[0].exp().mean(),
+        'c': levels[1].exp().mean(),
+    }
     saliencies = task_saliency(losses, levels)
     assert [saliency.shape for saliency in saliencies] == [(3, 4, 5, 4, 5), (3, 4, 4, 1, 2)]
     torch.testing.assert_close(saliencies[0][1], levels[0].exp() / levels[0].numel())
@@ -98,8 +108,12 @@ def test_tasks_with_samples_of_their_own(net):
         images, targets = batch(samples, seed)
         representations[task] = net.encoder(images)
         losses[task] = (net.heads[task](representations[task]) - targets).square().mean()
-    expected = torch.stack([torch.autograd.grad(losses[task], representations[task], create_graph=True)[0][:4]
-                            / losses[task] for task in TASKS])
+    expected = torch.stack(
+        [
+            torch.autograd.grad(losses[task], representations[task], create_graph=True)[0][:4] / losses[task]
+            for task in TASKS
+        ]
+    )
     regularizer = RepMTL(shared_samples=False)
     terms = regularizer(losses, representations)
     assert total(RepMTL()(losses, representations)) == total(terms)
@@ -108,10 +122,14 @@ def test_tasks_with_samples_of_their_own(net):
     # One call of the encoder for all, with the rows of each.
     joint = net.encoder(torch.cat([batch(samples, seed)[0] for seed, samples in enumerate((4, 6, 5))]))
     slices = dict(a=slice(0, 4), b=slice(4, 10), c=slice(10, 15))
-    losses = {task: (net.heads[task](joint[slices[task]]) - batch(samples, seed)[1]).square().mean()
-              for seed, (task, samples) in enumerate(zip(TASKS, (4, 6, 5), strict=True))}
-    torch.testing.assert_close(task_saliency(losses, joint, slices=slices),
-                               expected.detach() * torch.stack(list(losses.values())).reshape(3, 1, 1, 1, 1))
+    losses = {
+        task: (net.heads[task](joint[slices[task]]) - batch(samples, seed)[1]).square().mean()
+        for seed, (task, samples) in enumerate(zip(TASKS, (4, 6, 5), strict=True))
+    }
+    torch.testing.assert_close(
+        task_saliency(losses, joint, slices=slices),
+        expected.detach() * torch.stack(list(losses.values())).reshape(3, 1, 1, 1, 1),
+    )
     context = RegularizerContext(slices=slices)
     torch.testing.assert_close(total(regularizer(losses, joint, context)), total(terms), rtol=1e-10, atol=0)
 
@@ -182,9 +200,12 @@ BAD_HEADS = {
     'once after a layer': (lambda z: OnceCube.apply(LINEAR(z)), 'once_differentiable'),
     'silent': (lambda z: SilentCube.apply(z).sum(), 'SilentCubeBackward'),
 }
-GOOD_HEADS = {'math attention': math_attention_head,
-              'checkpoint': lambda z: checkpoint(lambda x: LINEAR(x).tanh(), z, use_reentrant=False),
-              'linear': LINEAR, 'identity': lambda z: z}
+GOOD_HEADS = {
+    'math attention': math_attention_head,
+    'checkpoint': lambda z: checkpoint(lambda x: LINEAR(x).tanh(), z, use_reentrant=False),
+    'linear': LINEAR,
+    'identity': lambda z: z,
+}
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -194,7 +215,7 @@ def test_a_head_that_cannot_be_differentiated_twice(name, through):
     head, advice = BAD_HEADS[name]
     z = nn.Linear(4, 4)(torch.randn(6, 4))
     losses = dict(fine=z.exp().mean(), bad=head(z).square().mean() if name != 'silent' else head(z) + 1e4)
-    with pytest.raises(ValueError, match='\'bad\'.*' + advice):
+    with pytest.raises(ValueError, match="'bad'.*" + advice):
         RepMTL(through=through)(losses, z)
 
 
@@ -217,7 +238,7 @@ def test_synchronised_batchnorm_in_a_head_is_refused():
         backward = staticmethod(lambda ctx, gradient: gradient * 2)
 
     z = torch.randn(6, 4, requires_grad=True)
-    with pytest.raises(ValueError, match='\'norm\'.*SyncBatchNorm'):
+    with pytest.raises(ValueError, match="'norm'.*SyncBatchNorm"):
         RepMTL()(dict(norm=SyncBatchNorm.apply(z).square().mean()), z)
 
 
@@ -251,9 +272,20 @@ def test_log_needs_positive_losses(net, value):
     RepMTL(saliency_transform=None)(losses, z)
 
 
-@pytest.mark.parametrize('arguments', [dict(lambda_tsr=-1), dict(temperature=0), dict(saliency_transform='sqrt'),
-                                       dict(layout='CHW'), dict(through='heads'), dict(interval=0),
-                                       dict(warmup_iters=-1), dict(saliency_floor=-0.1), dict(num_prefix_tokens=1)])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(lambda_tsr=-1),
+        dict(temperature=0),
+        dict(saliency_transform='sqrt'),
+        dict(layout='CHW'),
+        dict(through='heads'),
+        dict(interval=0),
+        dict(warmup_iters=-1),
+        dict(saliency_floor=-0.1),
+        dict(num_prefix_tokens=1),
+    ],
+)
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         RepMTL(**arguments)

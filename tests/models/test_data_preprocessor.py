@@ -42,7 +42,7 @@ def test_unequal_images_are_padded_with_void_targets():
         assert target[..., 10:, :].eq(void).all()
         assert target[..., 20:].eq(void).all()
     assert padded.targets['kind'].shape == ()
-    assert padded.targets['pose'].shape == (3, )
+    assert padded.targets['pose'].shape == (3,)
     assert (padded.img_shape, padded.pad_shape) == ((10, 20), (16, 24))
     assert small.targets['semseg'].shape == (10, 20), 'the data set keeps its own sample'
 
@@ -50,7 +50,8 @@ def test_unequal_images_are_padded_with_void_targets():
 def test_evaluation_leaves_targets_at_their_size():
     sample = make_sample(0, (37, 53))
     data = MultiTaskDataPreprocessor(size_divisor=8)(
-        dict(inputs=[make_images([0], (10, 20))[0]], data_samples=[sample]))
+        dict(inputs=[make_images([0], (10, 20))[0]], data_samples=[sample])
+    )
     assert data['inputs'].shape == (1, 3, 16, 24)
     assert data['data_samples'][0].targets['depth'].shape == (1, 37, 53)
     assert data['data_samples'][0].img_shape == (10, 20)
@@ -69,5 +70,5 @@ def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match='2 images, but 1'):
         preprocessor(dict(inputs=list(make_images([0, 1])), data_samples=[make_sample(0)]))
     images = [make_images([0], (16, 24))[0], make_images([1], (8, 8))[0]]
-    with pytest.raises(ValueError, match=r"size \(9, 9\), its image \(8, 8\)"):
+    with pytest.raises(ValueError, match=r'size \(9, 9\), its image \(8, 8\)'):
         preprocessor(dict(inputs=images, data_samples=[make_sample(0), make_sample(1, (9, 9))]), training=True)

@@ -35,7 +35,7 @@ def position_loss(task, values, truth):
     if task == 'normal':
         length = math.sqrt(sum(value**2 for value in values))
         return 1 - sum(v * t for v, t in zip(values, truth, strict=True)) / length if any(truth) else None
-    return None if math.isnan(truth[0]) else (values[0] - truth[0])**2
+    return None if math.isnan(truth[0]) else (values[0] - truth[0]) ** 2
 
 
 def reference_loss(task, output, samples):
@@ -56,17 +56,20 @@ def reference_loss(task, output, samples):
 
 @pytest.mark.parametrize('task', ALL_TASKS)
 def test_loss_equals_a_slow_loop_that_skips_what_is_unlabelled(task):
-    samples = [make_sample(0, SIZE, dtype=torch.float64), make_sample(1, SIZE, missing=[task], dtype=torch.float64),
-               make_sample(2, SIZE, dtype=torch.float64)]
+    samples = [
+        make_sample(0, SIZE, dtype=torch.float64),
+        make_sample(1, SIZE, missing=[task], dtype=torch.float64),
+        make_sample(2, SIZE, dtype=torch.float64),
+    ]
     head, output = build_head(task), raw_output(task, 3)
     assert head.labelled(samples) == [True, False, True]
     terms = head.loss_terms(output, samples)
-    (name, (numerator, count)), = terms.items()
+    ((name, (numerator, count)),) = terms.items()
     expected, expected_count = reference_loss(task, output, samples)
     assert name == dict(semseg='ce', depth='l1', normal='cos', kind='ce', pose='mse')[task]
     assert numerator.item() == pytest.approx(expected, rel=1e-10)
     assert count.item() == expected_count > 0
-    gradient, = torch.autograd.grad(numerator, output)
+    (gradient,) = torch.autograd.grad(numerator, output)
     assert gradient[1].eq(0).all()
     assert gradient[0].abs().max() > 0
 
@@ -75,9 +78,9 @@ def test_loss_equals_a_slow_loop_that_skips_what_is_unlabelled(task):
 def test_a_batch_without_labels_gives_a_connected_zero(task):
     head, output = build_head(task), raw_output(task, 2)
     samples = [make_sample(index, SIZE, missing=[task]) for index in range(2)]
-    (numerator, count), = head.loss_terms(output, samples).values()
+    ((numerator, count),) = head.loss_terms(output, samples).values()
     assert (numerator.item(), count.item()) == (0, 0)
-    gradient, = torch.autograd.grad(numerator, output, create_graph=True)
+    (gradient,) = torch.autograd.grad(numerator, output, create_graph=True)
     assert gradient.eq(0).all()
 
 
@@ -96,7 +99,7 @@ def test_heads_are_twice_differentiable_to_the_representation_and_their_weights(
 
     # The ReLU's and the absolute value's kinks are away from this point by more than the step.
     assert torch.autograd.gradgradcheck(lambda z: loss(z, *parameters), features, atol=1e-4)
-    saliency, = torch.autograd.grad(loss(features, *parameters), features, create_graph=True)
+    (saliency,) = torch.autograd.grad(loss(features, *parameters), features, create_graph=True)
     second = torch.autograd.grad(saliency.square().sum(), parameters, materialize_grads=True)
     assert sum(gradient.abs().sum() for gradient in second) > 0
     assert all(gradient.isfinite().all() for gradient in second)
@@ -108,12 +111,12 @@ def test_losses_are_float32_under_bf16_autocast(task):
     samples = [make_sample(index, SIZE) for index in range(2)]
     with torch.autocast('cpu', dtype=torch.bfloat16):
         output = head(torch.randn(2, 6, 4, 6, dtype=torch.bfloat16), SIZE)
-        (numerator, count), = head.loss_terms(output, samples).values()
+        ((numerator, count),) = head.loss_terms(output, samples).values()
     assert output.dtype == numerator.dtype == torch.float32
-    plain, = head.loss_terms(output, samples).values()
+    (plain,) = head.loss_terms(output, samples).values()
     assert torch.equal(plain[0], numerator)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        half, = head.loss_terms(output.bfloat16(), samples).values()
+        (half,) = head.loss_terms(output.bfloat16(), samples).values()
     assert half[0].dtype == torch.float32
 
 
@@ -130,7 +133,7 @@ def test_dense_outputs_are_resized_with_aligned_corners(task):
 def test_class_weights_are_normalised_by_their_mass():
     head = build_head('semseg', class_weight=[1.0, 2.0, 3.0, 4.0, 0.5])
     output, samples = raw_output('semseg', 2), [make_sample(index, SIZE) for index in range(2)]
-    (numerator, mass), = head.loss_terms(output, samples).values()
+    ((numerator, mass),) = head.loss_terms(output, samples).values()
     target = torch.stack([sample.targets['semseg'] for sample in samples])
     expected = F.cross_entropy(output, target, weight=head.class_weight.double(), ignore_index=255)
     assert (numerator / mass).item() == pytest.approx(expected.item())
@@ -138,8 +141,9 @@ def test_class_weights_are_normalised_by_their_mass():
 
 @pytest.mark.parametrize('loss', ['mse', 'smooth_l1'])
 def test_depth_has_other_losses(loss):
-    (term, (numerator, count)), = build_head('depth', loss=loss).loss_terms(
-        raw_output('depth', 1), [make_sample(0, SIZE)]).items()
+    ((term, (numerator, count)),) = (
+        build_head('depth', loss=loss).loss_terms(raw_output('depth', 1), [make_sample(0, SIZE)]).items()
+    )
     assert term == loss
     assert numerator > 0
 
@@ -165,7 +169,7 @@ def test_predictions_have_their_formats():
     assert predictions['depth'].shape == (1, *SIZE)
     assert predictions['normal'].shape == (3, *SIZE)
     torch.testing.assert_close(predictions['normal'].norm(dim=0), torch.ones(SIZE, dtype=torch.float64))
-    assert predictions['kind'].shape == (4, )
+    assert predictions['kind'].shape == (4,)
     assert predictions['kind'].sum().item() == pytest.approx(1)
     torch.testing.assert_close(predictions['pose'], raw_output('pose', 1)[0].detach())
 
@@ -196,12 +200,15 @@ def test_a_head_reads_the_target_it_names():
     assert head.labelled([sample]) == [True]
 
 
-@pytest.mark.parametrize(('task', 'arguments', 'message'), [
-    ('depth', dict(loss='l3'), "loss='l3'"),
-    ('pose', dict(loss='l3'), "loss='l3'"),
-    ('semseg', dict(class_weight=[1.0]), '1 class weights for 5'),
-    ('semseg', dict(num_classes=256), 'num_classes=256'),
-])
+@pytest.mark.parametrize(
+    ('task', 'arguments', 'message'),
+    [
+        ('depth', dict(loss='l3'), "loss='l3'"),
+        ('pose', dict(loss='l3'), "loss='l3'"),
+        ('semseg', dict(class_weight=[1.0]), '1 class weights for 5'),
+        ('semseg', dict(num_classes=256), 'num_classes=256'),
+    ],
+)
 def test_impossible_settings_are_named(task, arguments, message):
     with pytest.raises(ValueError, match=message):
         build_head(task, **arguments)

@@ -34,18 +34,21 @@ def test_cross_entropy_equals_a_loop_over_pixels():
     assert count.item() == pytest.approx(mass)
 
 
-@pytest.mark.parametrize(('penalty', 'function'), [
-    ('l1', abs),
-    ('mse', lambda r: r * r),
-    ('smooth_l1', lambda r: 0.5 * r * r if abs(r) < 1 else abs(r) - 0.5),
-])
+@pytest.mark.parametrize(
+    ('penalty', 'function'),
+    [
+        ('l1', abs),
+        ('mse', lambda r: r * r),
+        ('smooth_l1', lambda r: 0.5 * r * r if abs(r) < 1 else abs(r) - 0.5),
+    ],
+)
 def test_regression_equals_a_loop_and_ignores_what_is_invalid(penalty, function):
     prediction = torch.tensor([0.5, -2.0, 3.0, 7.0], dtype=DOUBLE, requires_grad=True)
     target = torch.tensor([0.0, 1.0, math.nan, math.inf], dtype=DOUBLE)
     numerator, count = regression_terms(prediction, target, target.isfinite(), penalty)
     assert numerator.item() == pytest.approx(function(0.5) + function(-3.0))
     assert count.item() == 2
-    gradient, = torch.autograd.grad(numerator, prediction)
+    (gradient,) = torch.autograd.grad(numerator, prediction)
     assert gradient.isfinite().all()
     assert gradient[2:].eq(0).all()
 
@@ -77,8 +80,8 @@ def test_normalisation_has_finite_derivatives_of_both_orders_at_zero():
     unit = unit_vectors(vectors)
     assert unit[0, :, 0].eq(0).all()
     torch.testing.assert_close(unit[0, :, 1], torch.tensor([0.6, 0.0, 0.8], dtype=DOUBLE))
-    gradient, = torch.autograd.grad(unit.sum(), vectors, create_graph=True)
-    second, = torch.autograd.grad(gradient.square().sum(), vectors)
+    (gradient,) = torch.autograd.grad(unit.sum(), vectors, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), vectors)
     assert gradient.isfinite().all()
     assert second.isfinite().all()
     assert second[0, :, 1].abs().max() > 0
@@ -112,5 +115,6 @@ def test_losses_are_twice_differentiable(name):
 
         def loss(p):
             return regression_terms(p, target, valid, name)[0]
+
     assert torch.autograd.gradcheck(loss, prediction)
     assert torch.autograd.gradgradcheck(loss, prediction)

@@ -19,11 +19,12 @@ def test_losses_are_means_over_labels():
     samples = [make_sample(0, dtype=torch.float64), make_sample(3, missing=['depth', 'kind'], dtype=torch.float64)]
     images = make_images([0, 3], dtype=torch.float64)
     losses = model(images, samples, mode='loss')
-    assert list(losses) == [f'{task}.loss_{TERMS[task]}' for task in ALL_TASKS
-                            ] + [f'{task}.labelled' for task in ALL_TASKS]
+    assert list(losses) == [f'{task}.loss_{TERMS[task]}' for task in ALL_TASKS] + [
+        f'{task}.labelled' for task in ALL_TASKS
+    ]
     outputs = model(images, mode='tensor')
     for task in ALL_TASKS:
-        (numerator, count), = model.heads[task].loss_terms(outputs[task], samples).values()
+        ((numerator, count),) = model.heads[task].loss_terms(outputs[task], samples).values()
         assert losses[f'{task}.loss_{TERMS[task]}'].item() == pytest.approx((numerator / count).item(), rel=1e-12)
         assert losses[f'{task}.labelled'] == 1
 
@@ -96,8 +97,8 @@ def test_padding_does_not_change_the_number_of_valid_pixels():
     data = model.data_preprocessor(dict(inputs=images, data_samples=samples), training=True)
     outputs = model(**data, mode='tensor')
     for task, head in model.heads.items():
-        (numerator, count), = head.loss_terms(outputs[task], data['data_samples']).values()
-        cut = [head.loss_terms(outputs[task][i:i + 1, :, :h, :w], [samples[i]]) for i, (h, w) in enumerate(sizes)]
+        ((numerator, count),) = head.loss_terms(outputs[task], data['data_samples']).values()
+        cut = [head.loss_terms(outputs[task][i : i + 1, :, :h, :w], [samples[i]]) for i, (h, w) in enumerate(sizes)]
         assert count == sum(next(iter(terms.values()))[1] for terms in cut)
         torch.testing.assert_close(numerator, sum(next(iter(terms.values()))[0] for terms in cut))
 
@@ -117,7 +118,8 @@ def test_predictions_come_with_meta_information_and_truth():
         assert set(result.to_dict()) >= {'gt', 'pred'}
         assert not samples[index].predictions
     assert [tuple(r.predictions['normal'].shape) for r in model(make_images([0, 1]), mode='predict')] == [
-        (3, 16, 24)] * 2
+        (3, 16, 24)
+    ] * 2
 
 
 def test_predicting_again_replaces_nothing_in_earlier_results():
@@ -150,11 +152,18 @@ def test_a_model_needs_heads_and_an_encoder_that_tells_its_channels():
 
 
 def config(**encoder) -> Config:
-    return Config(dict(model=dict(
-        type='MultiTaskModel',
-        data_preprocessor=dict(type='MultiTaskDataPreprocessor', mean=[0.5] * 3, std=[0.2] * 3, size_divisor=32),
-        encoder=dict(type='TimmEncoder', name='test_resnet', **encoder),
-        heads=head_configs())))
+    return Config(
+        dict(
+            model=dict(
+                type='MultiTaskModel',
+                data_preprocessor=dict(
+                    type='MultiTaskDataPreprocessor', mean=[0.5] * 3, std=[0.2] * 3, size_divisor=32
+                ),
+                encoder=dict(type='TimmEncoder', name='test_resnet', **encoder),
+                heads=head_configs(),
+            )
+        )
+    )
 
 
 def test_a_config_builds_and_trains_and_initialisation_needs_no_download():
@@ -168,16 +177,23 @@ def test_a_config_builds_and_trains_and_initialisation_needs_no_download():
     data = dict(inputs=list(make_images([0, 1])), data_samples=[make_sample(0), make_sample(1)])
     log = model.train_step(data, wrapper)
     assert log['loss'].item() == pytest.approx(
-        sum(value.item() for key, value in log.items() if '.loss_' in key), rel=1e-5)
+        sum(value.item() for key, value in log.items() if '.loss_' in key), rel=1e-5
+    )
 
 
 def test_a_model_can_be_built_in_another_project_s_scope():
     Registry('model', parent=MMENGINE_MODELS, scope='elsewhere')
     with DefaultScope.overwrite_default_scope('elsewhere'):
-        model = MMENGINE_MODELS.build(dict(
-            type='mmrepmtl.MultiTaskModel', encoder=dict(type='mmrepmtl.TimmEncoder', name='test_resnet'),
-            heads=dict(kind=dict(type='mmrepmtl.ClassificationHead', num_classes=4),
-                       pose=dict(type='mmrepmtl.RegressionHead'))))
+        model = MMENGINE_MODELS.build(
+            dict(
+                type='mmrepmtl.MultiTaskModel',
+                encoder=dict(type='mmrepmtl.TimmEncoder', name='test_resnet'),
+                heads=dict(
+                    kind=dict(type='mmrepmtl.ClassificationHead', num_classes=4),
+                    pose=dict(type='mmrepmtl.RegressionHead'),
+                ),
+            )
+        )
     assert model(torch.rand(1, 3, 64, 64))['kind'].shape == (1, 4)
 
 
@@ -191,15 +207,20 @@ def test_decoders_of_several_levels_read_their_own():
 
 
 def test_a_neck_makes_the_representation():
-    model = MODELS.build(dict(
-        type='MultiTaskModel', encoder=dict(type='TimmEncoder', name='test_resnet'),
-        neck=dict(type='GlobalPoolNeck', out_channels=10), heads=head_configs(['kind', 'pose'])))
+    model = MODELS.build(
+        dict(
+            type='MultiTaskModel',
+            encoder=dict(type='TimmEncoder', name='test_resnet'),
+            neck=dict(type='GlobalPoolNeck', out_channels=10),
+            heads=head_configs(['kind', 'pose']),
+        )
+    )
     captured = []
     model.neck.register_forward_hook(lambda module, inputs, output: captured.append(output))
     samples = [make_sample(0), make_sample(1)]
     losses = model(make_images([0, 1], (32, 32)), samples, mode='loss')
     assert captured[0].shape == (2, 10)
-    gradient, = torch.autograd.grad(losses['kind.loss_ce'], captured[0])
+    (gradient,) = torch.autograd.grad(losses['kind.loss_ce'], captured[0])
     assert gradient.abs().max() > 0
     assert model.heads['kind'].decoder.in_channels == 10
 
@@ -207,11 +228,17 @@ def test_a_neck_makes_the_representation():
 @pytest.mark.slow
 def test_the_paper_s_network():
     deeplab = dict(type='DeepLabDecoder')
-    model = MODELS.build(dict(
-        type='MultiTaskModel',
-        encoder=dict(type='TimmEncoder', name='resnet50', output_stride=8),
-        heads=dict(semseg=dict(type='SegmentationHead', num_classes=13, decoder=deeplab),
-                   depth=dict(type='DepthHead', decoder=deeplab), normal=dict(type='NormalHead', decoder=deeplab))))
+    model = MODELS.build(
+        dict(
+            type='MultiTaskModel',
+            encoder=dict(type='TimmEncoder', name='resnet50', output_stride=8),
+            heads=dict(
+                semseg=dict(type='SegmentationHead', num_classes=13, decoder=deeplab),
+                depth=dict(type='DepthHead', decoder=deeplab),
+                normal=dict(type='NormalHead', decoder=deeplab),
+            ),
+        )
+    )
 
     def millions(module):
         return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 1)
@@ -232,4 +259,5 @@ def test_the_paper_s_network():
         assert model.represent(images).shape == (1, 2048, 36, 48)
         outputs = model(images)
     assert {task: tuple(output.shape) for task, output in outputs.items()} == dict(
-        semseg=(1, 13, 288, 384), depth=(1, 1, 288, 384), normal=(1, 3, 288, 384))
+        semseg=(1, 13, 288, 384), depth=(1, 1, 288, 384), normal=(1, 3, 288, 384)
+    )

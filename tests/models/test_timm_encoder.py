@@ -26,7 +26,7 @@ def test_output_stride(stride):
 
 
 def test_channels_last_models_return_channels_first():
-    encoder = TimmEncoder('swin_tiny_patch4_window7_224', out_indices=(0, ), model_args=dict(img_size=64, embed_dim=24))
+    encoder = TimmEncoder('swin_tiny_patch4_window7_224', out_indices=(0,), model_args=dict(img_size=64, embed_dim=24))
     assert encoder(torch.rand(1, 3, 64, 64)).shape == (1, 24, 16, 16)
     assert encoder.channels == [24]
 
@@ -36,14 +36,23 @@ def test_vision_transformers_return_maps():
     assert encoder(torch.rand(1, 3, 64, 96)).shape == (1, *encoder.channels, 4, 6)
 
 
-@pytest.mark.parametrize(('name', 'suffix'), [('test_resnet', '.pth'), ('test_convnext', '.pth'), ('test_vit', '.pth'),
-                                              ('test_efficientnet', '.pth'), ('test_resnet', '.safetensors')])
+@pytest.mark.parametrize(
+    ('name', 'suffix'),
+    [
+        ('test_resnet', '.pth'),
+        ('test_convnext', '.pth'),
+        ('test_vit', '.pth'),
+        ('test_efficientnet', '.pth'),
+        ('test_resnet', '.safetensors'),
+    ],
+)
 def test_a_local_checkpoint_gives_the_classifier_s_features(name, suffix, tmp_path):
     torch.manual_seed(0)
     source = timm.create_model(name, pretrained=False).eval()
     path = tmp_path / f'weights{suffix}'
     if suffix == '.safetensors':
         from safetensors.torch import save_file
+
         save_file(source.state_dict(), path)
     else:
         torch.save({'state_dict': {f'module.{key}': value for key, value in source.state_dict().items()}}, path)
@@ -108,12 +117,15 @@ def test_files_that_are_no_checkpoints(tmp_path):
         TimmEncoder('test_resnet', checkpoint=tmp_path / 'empty.pth')
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(name='test_resnat'), 'did you mean.*test_resnet'),
-    (dict(name='test_vit', output_stride=8), "cannot build 'test_vit'.*output_stride"),
-    (dict(name='test_resnet', out_indices=(9, )), r"cannot build 'test_resnet'.*\(9,\)"),
-    (dict(name='test_resnet', pretrained=True, checkpoint='x.pth'), 'not both'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(name='test_resnat'), 'did you mean.*test_resnet'),
+        (dict(name='test_vit', output_stride=8), "cannot build 'test_vit'.*output_stride"),
+        (dict(name='test_resnet', out_indices=(9,)), r"cannot build 'test_resnet'.*\(9,\)"),
+        (dict(name='test_resnet', pretrained=True, checkpoint='x.pth'), 'not both'),
+    ],
+)
 def test_impossible_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         TimmEncoder(**arguments)

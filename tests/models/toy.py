@@ -1,4 +1,5 @@
 """Small models and pseudo batches for the tests of the models."""
+
 import math
 
 import torch
@@ -30,14 +31,21 @@ def head_configs(tasks=ALL_TASKS) -> dict[str, dict]:
         depth=dict(type='DepthHead', decoder=conv),
         normal=dict(type='NormalHead', decoder=conv),
         kind=dict(type='ClassificationHead', num_classes=4),
-        pose=dict(type='RegressionHead', num_values=3, loss='mse'))
+        pose=dict(type='RegressionHead', num_values=3, loss='mse'),
+    )
     return {task: heads[task] for task in tasks}
 
 
 def build_model(tasks=ALL_TASKS, seed: int = 0, **arguments) -> nn.Module:
     torch.manual_seed(seed)
-    return MODELS.build(dict(type='MultiTaskModel', encoder=arguments.pop('encoder', None) or PlainEncoder(),
-                             heads=head_configs(tasks), **arguments))
+    return MODELS.build(
+        dict(
+            type='MultiTaskModel',
+            encoder=arguments.pop('encoder', None) or PlainEncoder(),
+            heads=head_configs(tasks),
+            **arguments,
+        )
+    )
 
 
 def make_sample(index: int, size=(16, 24), missing=(), dtype=torch.float32) -> MultiTaskDataSample:
@@ -50,8 +58,13 @@ def make_sample(index: int, size=(16, 24), missing=(), dtype=torch.float32) -> M
     normal = nn.functional.normalize(torch.randn(3, height, width, generator=generator, dtype=dtype), dim=0)
     pose = torch.randn(3, generator=generator, dtype=dtype)
     pose[index % 3] = math.nan
-    targets = dict(semseg=semseg.masked_fill(holes, 255), depth=depth.masked_fill(holes, 0),
-                   normal=normal.masked_fill(holes, 0), kind=torch.tensor(index % 4), pose=pose)
+    targets = dict(
+        semseg=semseg.masked_fill(holes, 255),
+        depth=depth.masked_fill(holes, 0),
+        normal=normal.masked_fill(holes, 0),
+        kind=torch.tensor(index % 4),
+        pose=pose,
+    )
     sample = MultiTaskDataSample(metainfo=dict(sample_idx=index, img_shape=size, ori_shape=size))
     for name, target in targets.items():
         if name not in missing:
@@ -60,6 +73,6 @@ def make_sample(index: int, size=(16, 24), missing=(), dtype=torch.float32) -> M
 
 
 def make_images(indices, size=(16, 24), dtype=torch.float32) -> Tensor:
-    return torch.stack([
-        torch.rand(3, *size, generator=torch.Generator().manual_seed(index), dtype=dtype) for index in indices
-    ])
+    return torch.stack(
+        [torch.rand(3, *size, generator=torch.Generator().manual_seed(index), dtype=dtype) for index in indices]
+    )

@@ -135,8 +135,15 @@ def test_levels_of_z_are_stacked_and_padding_is_left_out():
         magnitude_TBHW[0, 0, 0, 0] = rows
         owned_TBHW = magnitude_TBHW / rows
         return SaliencyMaps(
-            ('a', 'b'), magnitude_TBHW, owned_TBHW, torch.ones(1, 1), torch.ones(1, 2), 0.0, torch.tensor([1.0, 0.0]),
-            dict(a=1.0, b=1.0), (8, 8)
+            ('a', 'b'),
+            magnitude_TBHW,
+            owned_TBHW,
+            torch.ones(1, 1),
+            torch.ones(1, 2),
+            0.0,
+            torch.tensor([1.0, 0.0]),
+            dict(a=1.0, b=1.0),
+            (8, 8),
         )
 
     # The network's input is 8 x 8, of which 4 x 6 are picture.
@@ -340,7 +347,7 @@ def test_an_example_is_shown_and_removed(site):
     browser.wait_for("document.querySelectorAll('.gallery-item img').length >= 4")
     browser.evaluate("document.querySelector('.gallery-item').click()")
     assert set(shown(browser, len(NAMES))) == NAMES
-    browser.evaluate("document.querySelector('[aria-label=\"Remove Image\"]').click()")
+    browser.evaluate('document.querySelector(\'[aria-label="Remove Image"]\').click()')
     assert shown(browser, 0) == {}
 
 

@@ -24,7 +24,8 @@ TARGETS = dict(
     depth=dict(kind='depth'),
     normal=dict(kind='normals'),
     scene=dict(kind='classification', classes=('kitchen', 'office', 'bath', 'hall')),
-    pose=dict(kind='regression', names=('yaw', 'pitch')))
+    pose=dict(kind='regression', names=('yaw', 'pitch')),
+)
 DENSE = dict(semseg='semseg', depth='depth', normal='normal')
 SIZE = (24, 32)
 SCALE = 5  # 32 pixels are magnified to 160
@@ -39,7 +40,8 @@ def make_targets(seed: int) -> dict[str, torch.Tensor]:
         depth=1 + torch.rand(1, *SIZE, generator=generator),
         normal=normal / normal.norm(dim=0),
         scene=torch.tensor(seed % 4),
-        pose=torch.randn(2, generator=generator))
+        pose=torch.randn(2, generator=generator),
+    )
 
 
 def make_sample(index: int = 0, missing=()) -> MultiTaskDataSample:
@@ -65,7 +67,7 @@ def locate(grid: np.ndarray, panel: np.ndarray) -> tuple[int, int] | None:
     """(top, left) of the exact copy of ``panel`` in the grid, or None."""
     differences = cv2.matchTemplate(grid, np.ascontiguousarray(panel), cv2.TM_SQDIFF)
     top, left = (int(i) for i in np.unravel_index(differences.argmin(), differences.shape))
-    found = grid[top:top + panel.shape[0], left:left + panel.shape[1]]
+    found = grid[top : top + panel.shape[0], left : left + panel.shape[1]]
     return (top, left) if np.array_equal(found, panel) else None
 
 
@@ -145,15 +147,18 @@ def test_depth_of_an_empty_range_or_without_a_valid_pixel():
     assert depth_range(np.zeros((1, 2, 2))) is None
 
 
-@pytest.mark.parametrize(('normal', 'colour'), [
-    ((0, -1, 0), (128, 128, 255)),  # a wall that faces the camera
-    ((0, 0, 1), (128, 255, 128)),  # a floor
-    ((0, 0, -1), (128, 0, 128)),  # a ceiling
-    ((1, 0, 0), (255, 128, 128)),  # a wall on the left, which faces right
-    ((-3, 0, 0), (0, 128, 128)),  # not of unit length
-    ((0, 0, 0), (0, 0, 0)),
-    ((np.nan, 0, 1), (0, 0, 0)),
-])
+@pytest.mark.parametrize(
+    ('normal', 'colour'),
+    [
+        ((0, -1, 0), (128, 128, 255)),  # a wall that faces the camera
+        ((0, 0, 1), (128, 255, 128)),  # a floor
+        ((0, 0, -1), (128, 0, 128)),  # a ceiling
+        ((1, 0, 0), (255, 128, 128)),  # a wall on the left, which faces right
+        ((-3, 0, 0), (0, 128, 128)),  # not of unit length
+        ((0, 0, 0), (0, 0, 0)),
+        ((np.nan, 0, 1), (0, 0, 0)),
+    ],
+)
 def test_normals_look_like_a_normal_map(normal, colour):
     assert colour_normals(np.array(normal, dtype=np.float32)[:, None, None])[0, 0].tolist() == list(colour)
 
@@ -244,7 +249,7 @@ def test_the_image_is_in_the_grid_without_its_padding():
     image[0] = 1
     padded = torch.zeros(3, SIZE[0] + 4, SIZE[1] + 8)
     padded[2] = 1
-    padded[:, :SIZE[0], :SIZE[1]] = image
+    padded[:, : SIZE[0], : SIZE[1]] = image
     grid = prediction_grid([padded], [make_sample()], TARGETS, DENSE)
     red = np.zeros((*PANEL, 3), dtype=np.uint8)
     red[..., 0] = 255
@@ -262,7 +267,7 @@ def test_classes_are_in_the_legend_and_void_where_it_occurs():
     def colours_below_panels(sample):
         grid = draw([sample], dict(semseg='semseg'))
         prediction = magnified(colour_segmentation(sample.predictions['semseg'].numpy(), PALETTE))
-        below = grid[locate(grid, prediction)[0] + PANEL[0]:]
+        below = grid[locate(grid, prediction)[0] + PANEL[0] :]
         return {tuple(colour) for colour in below.reshape(-1, 3).tolist()}
 
     sample = make_sample()
@@ -287,8 +292,11 @@ def test_classification_and_regression_are_text():
     sample = make_sample(missing=['pose'])
     grid = draw([sample], dict(scene='scene', pose='pose'))
     yaw, pitch = sample.predictions['pose'].tolist()
-    for lines in (['kitchen'], ['0.60  bath', '0.20  office', '0.10  kitchen'],
-                  [f'yaw  {yaw:.4g}', f'pitch  {pitch:.4g}']):
+    for lines in (
+        ['kitchen'],
+        ['0.60  bath', '0.20  office', '0.10  kitchen'],
+        [f'yaw  {yaw:.4g}', f'pitch  {pitch:.4g}'],
+    ):
         assert locate(grid, text_panel(lines, PANEL)) is not None, lines
     assert locate(grid, unlabelled_panel(PANEL)) is not None
     sample.set_target('pose', torch.tensor([0.5, float('nan')]))
@@ -298,7 +306,7 @@ def test_classification_and_regression_are_text():
 def test_text_panels_say_how_much_they_leave_out():
     many = [f'value {index}' for index in range(50)]
     room = (PANEL[0] - 12) // 20
-    assert np.array_equal(text_panel(many, PANEL), text_panel([*many[:room - 1], f'… {51 - room} more'], PANEL))
+    assert np.array_equal(text_panel(many, PANEL), text_panel([*many[: room - 1], f'… {51 - room} more'], PANEL))
     wide = text_panel(['a very long line of text ' * 5], PANEL)
     assert (wide[:, -10:] == wide[0, 0]).all()
 
@@ -317,16 +325,19 @@ def test_the_task_may_have_another_name_than_its_target():
     assert differing[:, 0].max() < 40  # the caption only
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(images=[]), '0 images, but 1 samples'),
-    (dict(images=[], samples=[]), 'nothing to draw'),
-    (dict(head_targets={}), 'nothing to draw'),
-    (dict(max_rows=0), 'max_rows=0'),
-    (dict(head_targets=dict(edges='edges')), "target 'edges' of task 'edges' is not declared"),
-    (dict(head_targets=dict(other='semseg')), "sample 0 has no prediction of task 'other'"),
-    (dict(images=[make_image() * 2 - 1.5]), 'before the data preprocessor'),
-    (dict(images=[(make_image() * 255).to(torch.uint8)]), 'torch.uint8; expected floating-point'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(images=[]), '0 images, but 1 samples'),
+        (dict(images=[], samples=[]), 'nothing to draw'),
+        (dict(head_targets={}), 'nothing to draw'),
+        (dict(max_rows=0), 'max_rows=0'),
+        (dict(head_targets=dict(edges='edges')), "target 'edges' of task 'edges' is not declared"),
+        (dict(head_targets=dict(other='semseg')), "sample 0 has no prediction of task 'other'"),
+        (dict(images=[make_image() * 2 - 1.5]), 'before the data preprocessor'),
+        (dict(images=[(make_image() * 255).to(torch.uint8)]), 'torch.uint8; expected floating-point'),
+    ],
+)
 def test_what_cannot_be_drawn_is_named(change, message):
     arguments = dict(images=[make_image()], samples=[make_sample()], targets_meta=TARGETS, head_targets=DENSE)
     with pytest.raises(ValueError, match=message):

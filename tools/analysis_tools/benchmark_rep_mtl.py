@@ -50,7 +50,7 @@ def make_saliency(shape: tuple[int, ...], device: str) -> Tensor:
 def forward_backward(form: str, saliency: Tensor) -> float:
     """One forward and backward; returns the value."""
     value = FORMS[form](saliency)
-    saliency.grad, = torch.autograd.grad(value, saliency)
+    (saliency.grad,) = torch.autograd.grad(value, saliency)
     return value.item()
 
 
@@ -116,15 +116,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f'torch {torch.__version__}, {args.device}, {args.threads} threads, best of {args.runs} alternating runs')
-    print(f'{"T x B x C x H x W":>22} | {"S, MB":>6} | {"beyond S, MB: literal":>21} {"low-rank":>8} {"ratio":>5} | '
-          f'{"seconds: literal":>16} {"low-rank":>8} {"speed-up":>8}')
+    print(
+        f'{"T x B x C x H x W":>22} | {"S, MB":>6} | {"beyond S, MB: literal":>21} {"low-rank":>8} {"ratio":>5} | '
+        f'{"seconds: literal":>16} {"low-rank":>8} {"speed-up":>8}'
+    )
     for shape in map(tuple, args.shape or SHAPES):
         memory = {form: measure_memory(form, shape, args.device, args.threads) for form in FORMS}
         times = measure_times(shape, args.device, args.runs)
         speed_up = times['literal'] / times['low-rank']
-        print(f'{" x ".join(map(str, shape)):>22} | {4 * torch.Size(shape).numel() / 1e6:6.0f} | '
-              f'{memory["literal"]:21.0f} {memory["low-rank"]:8.0f} {memory["low-rank"] / memory["literal"]:5.2f} | '
-              f'{times["literal"]:16.3f} {times["low-rank"]:8.3f} {speed_up:8.1f}', flush=True)
+        print(
+            f'{" x ".join(map(str, shape)):>22} | {4 * torch.Size(shape).numel() / 1e6:6.0f} | '
+            f'{memory["literal"]:21.0f} {memory["low-rank"]:8.0f} {memory["low-rank"] / memory["literal"]:5.2f} | '
+            f'{times["literal"]:16.3f} {times["low-rank"]:8.3f} {speed_up:8.1f}',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

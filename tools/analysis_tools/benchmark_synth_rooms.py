@@ -1,4 +1,5 @@
 """How many SynthRooms images one core renders in a second (process time, one thread)."""
+
 import os
 
 for _variable in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'):
@@ -29,8 +30,10 @@ def main() -> None:
         print(f'round {number + 1}: {args.num_images / times[-1]:.1f} images/s per core')
     height, width = args.size
     total = args.num_images * args.rounds
-    print(f'{height}x{width}: {total / sum(times):.1f} images/s per core, {1000 * sum(times) / total:.2f} ms each '
-          f'({total} images, sampling, rendering and checks included)')
+    print(
+        f'{height}x{width}: {total / sum(times):.1f} images/s per core, {1000 * sum(times) / total:.2f} ms each '
+        f'({total} images, sampling, rendering and checks included)'
+    )
 
 
 if __name__ == '__main__':

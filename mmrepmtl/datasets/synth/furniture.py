@@ -1,4 +1,5 @@
 """Random furniture: each function returns the solids of one object that stands at a place on the floor."""
+
 import numpy as np
 
 from mmrepmtl.datasets.synth.materials import between, random_material, with_period
@@ -25,9 +26,11 @@ def table(rng: np.random.Generator, x: float, y: float, yaw: float, half: tuple[
     under = (height - 2 * thick) / 2
     if rng.random() < 0.25:
         radius = min(half[0], half[1])
-        return [Part('cylinder', (x, y, height - thick), (radius, radius, thick), TABLE, top, yaw),
-                Part('cylinder', (x, y, under), (0.05, 0.05, under), TABLE, legs, yaw),
-                Part('cylinder', (x, y, 0.015), (0.6 * radius, 0.6 * radius, 0.015), TABLE, legs, yaw)]
+        return [
+            Part('cylinder', (x, y, height - thick), (radius, radius, thick), TABLE, top, yaw),
+            Part('cylinder', (x, y, under), (0.05, 0.05, under), TABLE, legs, yaw),
+            Part('cylinder', (x, y, 0.015), (0.6 * radius, 0.6 * radius, 0.015), TABLE, legs, yaw),
+        ]
     parts = [Part('box', (x, y, height - thick), (half[0], half[1], thick), TABLE, top, yaw)]
     leg = between(rng, 0.02, 0.04)
     sine, cosine = float(np.sin(yaw)), float(np.cos(yaw))
@@ -46,12 +49,22 @@ def lamp(rng: np.random.Generator, x: float, y: float, height: float) -> list[Pa
     shade = random_material(rng, ROUND, low=0.4, high=0.95, vivid=0.4)
     shade = _seamless(shade, radius, int(rng.integers(6, 16)))
     if rng.random() < 0.6:
-        shade = Material(shade.colour, shade.second, shade.pattern, shade.period, shade.noise, shade.grain, 0.0,
-                         between(rng, 0.5, 1.5))
+        shade = Material(
+            shade.colour,
+            shade.second,
+            shade.pattern,
+            shade.period,
+            shade.noise,
+            shade.grain,
+            0.0,
+            between(rng, 0.5, 1.5),
+        )
     pole = (height - half) / 2
-    return [Part('cylinder', (x, y, 0.015), (0.15, 0.15, 0.015), LAMP, metal),
-            Part('cylinder', (x, y, pole), (0.02, 0.02, pole), LAMP, metal),
-            Part('cylinder', (x, y, height - half), (radius, radius, half), LAMP, shade)]
+    return [
+        Part('cylinder', (x, y, 0.015), (0.15, 0.15, 0.015), LAMP, metal),
+        Part('cylinder', (x, y, pole), (0.02, 0.02, pole), LAMP, metal),
+        Part('cylinder', (x, y, height - half), (radius, radius, half), LAMP, shade),
+    ]
 
 
 def ball(rng: np.random.Generator, x: float, y: float, base: float, radius: float) -> list[Part]:

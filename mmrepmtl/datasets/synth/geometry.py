@@ -1,4 +1,5 @@
 """Ray casting: which solid each ray meets first, and where. All solids are convex and all formulas closed."""
+
 import numpy as np
 
 from mmrepmtl.datasets.synth.scene import Part, Room
@@ -124,8 +125,10 @@ def _windows(room: Room, focal: float, shape: tuple[int, int]) -> list[tuple[int
     # A part that reaches behind the camera projects to no bounded window: look for it everywhere.
     low[nearest < NEAREST], high[nearest < NEAREST] = 0, shape
     visible = (farthest > NEAREST) & (low < high).all(1)
-    return [(index, (slice(low[index, 0], high[index, 0]), slice(low[index, 1], high[index, 1])))
-            for index in np.flatnonzero(visible).tolist()]
+    return [
+        (index, (slice(low[index, 0], high[index, 0]), slice(low[index, 1], high[index, 1])))
+        for index in np.flatnonzero(visible).tolist()
+    ]
 
 
 def _interval(part: Part, start: np.ndarray, ray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,8 +137,10 @@ def _interval(part: Part, start: np.ndarray, ray: np.ndarray) -> tuple[np.ndarra
     The discriminants of the round solids are written with the cross product: b^2 - ac cancels in float32.
     """
     if part.shape == 'sphere':
-        return _round(dot(ray, ray), dot(start, ray), sum(_cross(start, ray, *axes)**2 for axes in AXES), part.half[0])
-    slabs = range(3) if part.shape == 'box' else (2, )
+        return _round(
+            dot(ray, ray), dot(start, ray), sum(_cross(start, ray, *axes) ** 2 for axes in AXES), part.half[0]
+        )
+    slabs = range(3) if part.shape == 'box' else (2,)
     near, far = np.float32(-np.inf), np.float32(np.inf)
     for axis in slabs:
         inverse = 1 / nonzero(ray[axis])
@@ -143,7 +148,7 @@ def _interval(part: Part, start: np.ndarray, ray: np.ndarray) -> tuple[np.ndarra
         near, far = np.maximum(near, middle - reach), np.minimum(far, middle + reach)
     if part.shape == 'cylinder':
         x, y = ray[0], ray[1]
-        first, last = _round(x * x + y * y, start[0] * x + start[1] * y, _cross(start, ray, 0, 1)**2, part.half[0])
+        first, last = _round(x * x + y * y, start[0] * x + start[1] * y, _cross(start, ray, 0, 1) ** 2, part.half[0])
         near, far = np.maximum(near, first), np.minimum(far, last)
     return near, far
 
@@ -163,5 +168,7 @@ def _round(ray: np.ndarray, along: np.ndarray, cross: np.ndarray, radius: float)
     discriminant = ray * (radius * radius) - cross
     root = np.sqrt(np.maximum(discriminant, 0))
     hit = discriminant > 0
-    return (np.where(hit, (-along - root) / ray, np.float32(np.inf)),
-            np.where(hit, (-along + root) / ray, np.float32(-np.inf)))
+    return (
+        np.where(hit, (-along - root) / ray, np.float32(np.inf)),
+        np.where(hit, (-along + root) / ray, np.float32(-np.inf)),
+    )

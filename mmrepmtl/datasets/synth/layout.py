@@ -1,4 +1,5 @@
 """Draws up rooms at random: their size, the camera, the walls, the furniture and the lights."""
+
 import math
 
 import numpy as np
@@ -38,8 +39,9 @@ def sample_room(rng: np.random.Generator) -> Room:
         camera=camera,
         walls=tuple(walls),
         floor=random_material(rng, FLOORING, (0.12, 0.5), low=0.2, high=0.85, vivid=0.25, gloss=0.3),
-        ceiling=random_material(rng, {'plain': 4.0, 'tiles': 1.0, 'planks': 1.0}, (0.3, 0.6), low=0.55, high=0.98,
-                                vivid=0.2),
+        ceiling=random_material(
+            rng, {'plain': 4.0, 'tiles': 1.0, 'planks': 1.0}, (0.3, 0.6), low=0.55, high=0.98, vivid=0.2
+        ),
         parts=tuple(_furnish(rng, size, camera)),
         panels=tuple(_hang(rng, size)),
         rug=_rug(rng, size) if rng.random() < 0.4 else None,
@@ -47,7 +49,8 @@ def sample_room(rng: np.random.Generator) -> Room:
         skirting=(random_colour(rng, 0.2, 0.95, 0.2), board),
         ambient=_tint(rng, between(rng, 0.25, 0.6)),
         exposure=between(rng, 0.45, 0.65),
-        noise=between(rng, 0.0, 0.02))
+        noise=between(rng, 0.0, 0.02),
+    )
 
 
 def _tint(rng: np.random.Generator, power: float) -> tuple[float, float, float]:
@@ -109,9 +112,16 @@ def _extent(rng: np.random.Generator, kind: str) -> tuple[tuple[float, float, fl
     return (0.28, 0.28, between(rng, 0.6, 0.95)), bool(rng.random() < 0.3)
 
 
-def _place(rng: np.random.Generator, size: tuple[float, float, float], camera: Camera,
-           half: tuple[float, float, float], radius: float, at_wall: bool, clearance: float,
-           taken: list[tuple[float, float, float]]) -> tuple[float, float, float] | None:
+def _place(
+    rng: np.random.Generator,
+    size: tuple[float, float, float],
+    camera: Camera,
+    half: tuple[float, float, float],
+    radius: float,
+    at_wall: bool,
+    clearance: float,
+    taken: list[tuple[float, float, float]],
+) -> tuple[float, float, float] | None:
     """A free place (x, y, yaw) in front of the camera, or None."""
     width, length, _ = size
     for _ in range(TRIES):
@@ -131,7 +141,8 @@ def _place(rng: np.random.Generator, size: tuple[float, float, float], camera: C
             continue
         bearing = (-math.atan2(right, forward) - camera.yaw + math.pi) % (2 * math.pi) - math.pi
         if abs(bearing) < 0.55 * camera.fov and all(
-                math.hypot(x - other_x, y - other_y) > radius + other for other_x, other_y, other in taken):
+            math.hypot(x - other_x, y - other_y) > radius + other for other_x, other_y, other in taken
+        ):
             return x, y, yaw
     return None
 
@@ -166,18 +177,42 @@ def _panel(rng: np.random.Generator, wall: int, at: float, ceiling: float) -> Pa
     frame = random_colour(rng, 0.15, 0.95, 0.25)
     if label == DOOR:
         material = random_material(rng, {'plain': 4.0, 'planks': 1.0}, (0.1, 0.25), low=0.25, high=0.95)
-        return Panel(label, wall, (at, at + between(rng, 0.75, 1.0)), (0.0, between(rng, 1.9, 2.15)), material, frame,
-                     between(rng, 0.05, 0.09), (int(rng.integers(1, 3)), int(rng.integers(1, 4))))
+        return Panel(
+            label,
+            wall,
+            (at, at + between(rng, 0.75, 1.0)),
+            (0.0, between(rng, 1.9, 2.15)),
+            material,
+            frame,
+            between(rng, 0.05, 0.09),
+            (int(rng.integers(1, 3)), int(rng.integers(1, 4))),
+        )
     if label == WINDOW:
         low = between(rng, 0.6, 1.1)
         rise = (low, min(low + between(rng, 0.8, 1.4), ceiling - 0.15))
-        return Panel(label, wall, (at, at + between(rng, 0.7, 1.8)), rise, _view(rng), frame,
-                     between(rng, 0.04, 0.08), (int(rng.integers(1, 4)), int(rng.integers(1, 3))))
+        return Panel(
+            label,
+            wall,
+            (at, at + between(rng, 0.7, 1.8)),
+            rise,
+            _view(rng),
+            frame,
+            between(rng, 0.04, 0.08),
+            (int(rng.integers(1, 4)), int(rng.integers(1, 3))),
+        )
     tall = between(rng, 0.4, 1.0)
     low = min(between(rng, 1.1, 1.5), ceiling - 0.1 - tall)
     material = random_material(rng, {'plain': 2.0, 'stripes': 1.0, 'checker': 0.7}, (0.05, 0.25), vivid=0.7)
-    return Panel(label, wall, (at, at + between(rng, 0.4, 1.4)), (low, low + tall), material, frame,
-                 between(rng, 0.02, 0.05), (int(rng.integers(1, 3)), 1))
+    return Panel(
+        label,
+        wall,
+        (at, at + between(rng, 0.4, 1.4)),
+        (low, low + tall),
+        material,
+        frame,
+        between(rng, 0.02, 0.05),
+        (int(rng.integers(1, 3)), 1),
+    )
 
 
 def _view(rng: np.random.Generator) -> Material:
@@ -188,14 +223,25 @@ def _view(rng: np.random.Generator) -> Material:
     if not day:
         sky = tuple(0.08 * channel for channel in sky)
         ground = tuple(0.15 * channel for channel in ground)
-    return Material(sky, ground, 'plain', between(rng, 0.05, 0.5), between(rng, 0.0, 2.5) * day, (0.5, 0.5), 0.0,
-                    between(rng, 0.3, 1.2))
+    return Material(
+        sky,
+        ground,
+        'plain',
+        between(rng, 0.05, 0.5),
+        between(rng, 0.0, 2.5) * day,
+        (0.5, 0.5),
+        0.0,
+        between(rng, 0.3, 1.2),
+    )
 
 
 def _rug(rng: np.random.Generator, size: tuple[float, float, float]) -> Rug:
-    return Rug((between(rng, 0.3, 0.7) * size[0], between(rng, 0.35, 0.75) * size[1]),
-               (between(rng, 0.5, 1.1), between(rng, 0.4, 0.9)), between(rng, -0.6, 0.6),
-               random_material(rng, RUGS, (0.08, 0.3)))
+    return Rug(
+        (between(rng, 0.3, 0.7) * size[0], between(rng, 0.35, 0.75) * size[1]),
+        (between(rng, 0.5, 1.1), between(rng, 0.4, 0.9)),
+        between(rng, -0.6, 0.6),
+        random_material(rng, RUGS, (0.08, 0.3)),
+    )
 
 
 def _lights(rng: np.random.Generator, size: tuple[float, float, float]) -> list[Light]:

@@ -1,4 +1,5 @@
 """Random colours and materials. Every class draws from the same broad range, so that no colour gives a class away."""
+
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -40,14 +41,22 @@ def random_colour(rng: np.random.Generator, low: float = 0.15, high: float = 0.9
     else:
         hue, saturation = between(rng, 0.02, 0.15), between(rng, 0.0, 0.55)
     # The piecewise linear HSV formula: each channel is a clipped triangle of the hue.
-    channels = (value * (1 - saturation * (1 - min(max(abs((hue * 6 + shift) % 6 - 3) - 1, 0), 1)))
-                for shift in (0, 4, 2))
-    red, green, blue = (float(channel)**2 for channel in channels)  # the renderer's gamma is a square root
+    channels = (
+        value * (1 - saturation * (1 - min(max(abs((hue * 6 + shift) % 6 - 3) - 1, 0), 1))) for shift in (0, 4, 2)
+    )
+    red, green, blue = (float(channel) ** 2 for channel in channels)  # the renderer's gamma is a square root
     return red, green, blue
 
 
-def random_material(rng: np.random.Generator, patterns: Mapping[str, float], period: tuple[float, float] = (0.1, 0.4),
-                    low: float = 0.15, high: float = 0.9, vivid: float = 0.5, gloss: float = 0.0) -> Material:
+def random_material(
+    rng: np.random.Generator,
+    patterns: Mapping[str, float],
+    period: tuple[float, float] = (0.1, 0.4),
+    low: float = 0.15,
+    high: float = 0.9,
+    vivid: float = 0.5,
+    gloss: float = 0.0,
+) -> Material:
     """A material.
 
     Args:
@@ -71,8 +80,15 @@ def random_material(rng: np.random.Generator, patterns: Mapping[str, float], per
     grain = (fine, fine)
     if pattern == 'planks' or (pattern == 'plain' and rng.random() < 0.4):
         grain = (3.0 * fine, 0.3 * fine)
-    return Material(colour, second, pattern, between(rng, *period), between(rng, 0.1, 0.4), grain,
-                    between(rng, 0.2, 1) * gloss if gloss and rng.random() < 0.6 else 0.0)
+    return Material(
+        colour,
+        second,
+        pattern,
+        between(rng, *period),
+        between(rng, 0.1, 0.4),
+        grain,
+        between(rng, 0.2, 1) * gloss if gloss and rng.random() < 0.6 else 0.0,
+    )
 
 
 def with_period(material: Material, period: float) -> Material:

@@ -1,12 +1,14 @@
 """The panels of the walls: doors, windows and pictures, painted into the plane of the wall."""
+
 import numpy as np
 
 from mmrepmtl.datasets.synth.scene import DOOR, WINDOW, Panel
 from mmrepmtl.datasets.synth.texture import lines, mix, noise, paint, stripe
 
 
-def paint_panel(panel: Panel, along: np.ndarray, height: np.ndarray,
-                pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paint_panel(
+    panel: Panel, along: np.ndarray, height: np.ndarray, pixel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The colours and the emission of a panel.
 
     Args:
@@ -62,8 +64,9 @@ def _view(panel: Panel, u: np.ndarray, v: np.ndarray, tall: float) -> np.ndarray
     return ground + (sky - ground) * above
 
 
-def _painting(panel: Panel, u: np.ndarray, v: np.ndarray, edge: np.ndarray, tall: float,
-              pixel: np.ndarray) -> np.ndarray:
+def _painting(
+    panel: Panel, u: np.ndarray, v: np.ndarray, edge: np.ndarray, tall: float, pixel: np.ndarray
+) -> np.ndarray:
     """Abstract art: the material with broad waves of its second colour, within a white mount where `cells` says so."""
     material = panel.material
     albedo = paint(material, u, v, pixel)

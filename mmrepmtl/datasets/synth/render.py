@@ -1,4 +1,5 @@
 """Photographs a room: casts the rays, paints what they hit, and lights it without shadows."""
+
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,7 @@ class RoomImage(NamedTuple):
     along the optical axis (not along the ray), as in NYUv2; `normal` (H, W, 3) float32 unit vectors in the camera's
     axes (right, into the scene, up), turned to the camera. All pixels are valid.
     """
+
     image: np.ndarray
     label: np.ndarray
     depth: np.ndarray
@@ -29,6 +31,7 @@ class RoomImage(NamedTuple):
 @dataclass
 class Surfaces:
     """Surfaces that N rays hit: world points and normals (3, N), linear albedo (3, N), gloss, emission, class (N,)."""
+
     point: np.ndarray
     normal: np.ndarray
     albedo: np.ndarray
@@ -78,8 +81,14 @@ def _surfaces(room: Room, rays: np.ndarray, depth: np.ndarray, owner: np.ndarray
     origin = np.array(room.camera.position, np.float32)[:, None]
     point = origin + depth * rays
     count = depth.size
-    out = Surfaces(point, np.empty_like(point), np.empty_like(point), np.zeros(count, np.float32),
-                   np.zeros(count, np.float32), np.empty(count, np.int64))
+    out = Surfaces(
+        point,
+        np.empty_like(point),
+        np.empty_like(point),
+        np.zeros(count, np.float32),
+        np.zeros(count, np.float32),
+        np.empty(count, np.int64),
+    )
     length = np.sqrt(dot(rays, rays))
     extent = depth * length / focal
     owners, starts = np.unique(owner, return_index=True)
@@ -118,8 +127,9 @@ def _paint_wall(room: Room, wall: int, index: slice, pixel: np.ndarray, out: Sur
     out.gloss[index] = room.walls[wall].gloss
     for panel in room.panels:
         if panel.wall == wall:
-            on = np.flatnonzero((along > panel.span[0]) & (along < panel.span[1]) & (height > panel.rise[0])
-                                & (height < panel.rise[1]))
+            on = np.flatnonzero(
+                (along > panel.span[0]) & (along < panel.span[1]) & (height > panel.rise[0]) & (height < panel.rise[1])
+            )
             if on.size:
                 albedo[:, on], out.emission[index][on] = paint_panel(panel, along[on], height[on], pixel[on])
                 out.label[index][on] = panel.label
@@ -183,8 +193,9 @@ def _paint_ceiling(room: Room, index: slice, pixel: np.ndarray, out: Surfaces) -
     out.gloss[index] = 0
 
 
-def _paint_part(part: Part, u: np.ndarray, v: np.ndarray, front: np.ndarray, index: slice, pixel: np.ndarray,
-                out: Surfaces) -> None:
+def _paint_part(
+    part: Part, u: np.ndarray, v: np.ndarray, front: np.ndarray, index: slice, pixel: np.ndarray, out: Surfaces
+) -> None:
     """A solid, with drawer fronts where it has them; u, v and front as `surface` gives them."""
     albedo = paint(part.material, u, v, pixel)
     front = np.flatnonzero(front) if part.fronts[0] else ()

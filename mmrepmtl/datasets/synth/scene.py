@@ -4,6 +4,7 @@ World axes: x right, y into the room, z up, in metres. The room is the box [0, w
 A camera's own axes have the same meaning (right, into the scene, up), which are the axes of NYUv2's normals, so the
 rotation of a level camera that looks along y is the identity.
 """
+
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,8 +14,19 @@ Vector = tuple[float, float, float]
 
 CLASSES = ('wall', 'floor', 'ceiling', 'door', 'window', 'picture', 'cabinet', 'table', 'ball', 'bin', 'lamp')
 WALL, FLOOR, CEILING, DOOR, WINDOW, PICTURE, CABINET, TABLE, BALL, BIN, LAMP = range(len(CLASSES))
-PALETTE = [[190, 153, 112], [96, 96, 150], [214, 214, 190], [130, 70, 40], [120, 200, 240], [230, 120, 180],
-           [200, 90, 40], [150, 170, 60], [220, 40, 60], [60, 150, 120], [250, 210, 50]]
+PALETTE = [
+    [190, 153, 112],
+    [96, 96, 150],
+    [214, 214, 190],
+    [130, 70, 40],
+    [120, 200, 240],
+    [230, 120, 180],
+    [200, 90, 40],
+    [150, 170, 60],
+    [220, 40, 60],
+    [60, 150, 120],
+    [250, 210, 50],
+]
 
 # The walls x = 0, x = width, y = 0, y = length, as (axis, at its far end): the order of `Room.walls`, `Panel.wall`.
 WALLS = ((0, False), (0, True), (1, False), (1, True))
@@ -34,6 +46,7 @@ class Material:
         gloss: Strength of the highlight, 0 is matt.
         emission: Light given off, as a multiple of the colour.
     """
+
     colour: Vector
     second: Vector = (0.0, 0.0, 0.0)
     pattern: Literal['plain', 'checker', 'stripes', 'tiles', 'bricks', 'planks'] = 'plain'
@@ -57,6 +70,7 @@ class Part:
         yaw: Turn about the vertical, radians, counter-clockwise seen from above.
         fronts: Columns and rows of drawer fronts on the face that looks along -y at yaw 0; (0, 0) for none.
     """
+
     shape: Literal['box', 'sphere', 'cylinder']
     centre: Vector
     half: Vector
@@ -80,6 +94,7 @@ class Panel:
         border: Width of the frame, metres.
         cells: Columns and rows of window panes or door fields.
     """
+
     label: int
     wall: int
     span: tuple[float, float]
@@ -93,6 +108,7 @@ class Panel:
 @dataclass(frozen=True)
 class Rug:
     """A carpet painted onto the floor: centre and half extents in metres, yaw in radians. Its class is floor."""
+
     centre: tuple[float, float]
     half: tuple[float, float]
     yaw: float
@@ -102,6 +118,7 @@ class Rug:
 @dataclass(frozen=True)
 class Light:
     """A point light without shadows: position in metres, linear RGB power."""
+
     position: Vector
     colour: Vector
 
@@ -117,6 +134,7 @@ class Camera:
         roll: Turn about the optical axis, radians.
         fov: Field of view along the longer side of the image, radians.
     """
+
     position: Vector
     yaw: float = 0.0
     pitch: float = 0.0
@@ -159,6 +177,7 @@ class Room:
     along the foot of the walls; `ambient` the linear RGB light from everywhere; `exposure` the mean brightness of the
     picture, in (0, 1); `noise` the standard deviation of its sensor noise.
     """
+
     size: Vector
     camera: Camera
     walls: tuple[Material, Material, Material, Material]

@@ -1,4 +1,5 @@
 """Procedural textures: patterns with a box filter of about one pixel, and brightness noise from a fixed tile."""
+
 from functools import lru_cache
 
 import numpy as np

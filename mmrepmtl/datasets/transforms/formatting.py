@@ -31,8 +31,10 @@ class PackMultiTaskInputs(BaseTransform):
         """Packs ``results`` into ``dict(inputs, data_samples)``."""
         img = results['img']
         if img.ndim != 3 or img.shape[2] != 3 or not np.issubdtype(img.dtype, np.floating):
-            raise ValueError(f'{results.get("img_path")}: PackMultiTaskInputs found an image {img.shape} {img.dtype}, '
-                             'expected (H, W, 3) float in [0, 1]')
+            raise ValueError(
+                f'{results.get("img_path")}: PackMultiTaskInputs found an image {img.shape} {img.dtype}, '
+                'expected (H, W, 3) float in [0, 1]'
+            )
         sample = MultiTaskDataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
         for name, value in results['gt'].items():
             sample.set_target(name, to_target_tensor(value, results['targets'][name]['kind']))

@@ -4,14 +4,20 @@ Coordinates are continuous: pixel i covers [i, i + 1] and its centre is i + 0.5,
 image and its labels cannot drift apart (``cv2.INTER_NEAREST`` takes floor(i * scale) instead, up to half a
 source pixel off).
 """
+
 import cv2
 import numpy as np
 
 from mmrepmtl.structures.kinds import VOID
 
 
-def sample_nearest(array: np.ndarray, size: tuple[int, int], top: float = 0.0, left: float = 0.0,
-                   scale: tuple[float, float] | None = None) -> np.ndarray:
+def sample_nearest(
+    array: np.ndarray,
+    size: tuple[int, int],
+    top: float = 0.0,
+    left: float = 0.0,
+    scale: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Reads ``array`` (h, w, ...) at the pixel whose area holds each output centre.
 
     Args:
@@ -27,22 +33,30 @@ def sample_nearest(array: np.ndarray, size: tuple[int, int], top: float = 0.0, l
     scale = scale or _fit_scale(array, size)
     rows, cols = (
         np.clip(np.floor(origin + (np.arange(length) + 0.5) / factor), 0, limit - 1).astype(np.intp)
-        for origin, length, factor, limit in zip((top, left), size, scale, array.shape[:2], strict=True))
+        for origin, length, factor, limit in zip((top, left), size, scale, array.shape[:2], strict=True)
+    )
     return np.take(np.take(array, rows, axis=0), cols, axis=1)
 
 
-def sample_bilinear(array: np.ndarray, size: tuple[int, int], top: float = 0.0, left: float = 0.0,
-                    scale: tuple[float, float] | None = None) -> np.ndarray:
+def sample_bilinear(
+    array: np.ndarray,
+    size: tuple[int, int],
+    top: float = 0.0,
+    left: float = 0.0,
+    scale: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Interpolates ``array`` bilinearly at each output centre; arguments as in :func:`sample_nearest`.
 
     OpenCV rounds coordinates to 1/32 pixel here. Outside the array its border is repeated.
     """
     vertical, horizontal = scale or _fit_scale(array, size)
     # Inverse map in pixel-centre coordinates: x_in + 0.5 = left + (x_out + 0.5) / scale.
-    inverse = np.array([[1 / horizontal, 0, left + 0.5 / horizontal - 0.5],
-                        [0, 1 / vertical, top + 0.5 / vertical - 0.5]])
+    inverse = np.array(
+        [[1 / horizontal, 0, left + 0.5 / horizontal - 0.5], [0, 1 / vertical, top + 0.5 / vertical - 0.5]]
+    )
     return cv2.warpAffine(
-        array, inverse, size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+        array, inverse, size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def resize_image(img: np.ndarray, size: tuple[int, int], interpolation: str = 'bilinear') -> np.ndarray:
@@ -94,8 +108,9 @@ def resize_lines(lines: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([VOID, 0, 1], dtype=lines.dtype)[ranks]
 
 
-def zoom_normals(normals: np.ndarray, size: tuple[int, int], top: float, left: float, scale: float,
-                 geometric: bool) -> np.ndarray:
+def zoom_normals(
+    normals: np.ndarray, size: tuple[int, int], top: float, left: float, scale: float, geometric: bool
+) -> np.ndarray:
     """Reads a window of unit normals enlarged ``scale`` times.
 
     With ``geometric`` the surface is the one that depth / scale at the old focal length describes: points (X, Z, Y)
@@ -126,7 +141,7 @@ def pad_bottom_right(array: np.ndarray, size: tuple[int, int], value: float) -> 
     if array.shape[:2] == size:
         return array
     padded = np.full((*size, *array.shape[2:]), value, dtype=array.dtype)
-    padded[:array.shape[0], :array.shape[1]] = array
+    padded[: array.shape[0], : array.shape[1]] = array
     return padded
 
 

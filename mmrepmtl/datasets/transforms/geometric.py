@@ -2,6 +2,7 @@
 
 Random numbers come from NumPy's global generator, as in mmcv; ``MultiTaskDataset`` seeds it per sample.
 """
+
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -109,6 +110,7 @@ class ResizeMultiTask(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Transforms ``results`` in place and returns it."""
+
         # Each modality is looked at by itself, so targets of another size than the image come out right too.
         def resize(value: np.ndarray, meta: dict) -> np.ndarray:
             if value.shape[:2] == self.size:
@@ -164,8 +166,10 @@ class RandomZoom(BaseTransform):
         size = results['img'].shape[:2]
         for name, value in results['gt'].items():
             if KINDS[results['targets'][name]['kind']].dense and value.shape[:2] != size:
-                raise ValueError(f'{results.get("img_path")}: RandomZoom needs targets of the size of the image '
-                                 f'{size}, {name!r} has {value.shape[:2]}')
+                raise ValueError(
+                    f'{results.get("img_path")}: RandomZoom needs targets of the size of the image '
+                    f'{size}, {name!r} has {value.shape[:2]}'
+                )
 
         window, geometric = Window(size, top, left, scale), self.normal_zoom == 'geometric'
         _set_image(results, F.sample_bilinear(results['img'], size, top, left, (scale, scale)))
@@ -242,13 +246,16 @@ class PadMultiTask(BaseTransform):
         else:
             size = self.size
         if height > size[0] or width > size[1]:
-            raise ValueError(f'{results.get("img_path")}: image of {(height, width)} cannot be padded to {size}; '
-                             'resize it first')
+            raise ValueError(
+                f'{results.get("img_path")}: image of {(height, width)} cannot be padded to {size}; resize it first'
+            )
 
         def pad(value: np.ndarray, meta: dict) -> np.ndarray:
             if value.shape[:2] != (height, width):
-                raise ValueError(f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
-                                 f'{(height, width)}, found {value.shape[:2]}')
+                raise ValueError(
+                    f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
+                    f'{(height, width)}, found {value.shape[:2]}'
+                )
             return F.pad_bottom_right(value, size, KINDS[meta['kind']].void)
 
         _set_image(results, F.pad_bottom_right(results['img'], size, self.fill))

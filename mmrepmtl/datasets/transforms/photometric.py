@@ -23,11 +23,9 @@ class PhotometricJitter(BaseTransform):
         ValueError: If an argument is outside [0, 1].
     """
 
-    def __init__(self,
-                 brightness: float = 0.2,
-                 contrast: float = 0.2,
-                 saturation: float = 0.2,
-                 prob: float = 1.0) -> None:
+    def __init__(
+        self, brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.2, prob: float = 1.0
+    ) -> None:
         self.strengths = dict(brightness=brightness, contrast=contrast, saturation=saturation)
         self.prob = prob
         for name, value in dict(self.strengths, prob=prob).items():

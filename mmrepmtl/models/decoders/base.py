@@ -16,8 +16,10 @@ class Decoder(nn.Module):
         super().__init__()
         levels = [in_channels] if isinstance(in_channels, int) else list(in_channels)
         if not -len(levels) <= in_index < len(levels):
-            raise ValueError(f'{type(self).__name__}: in_index={in_index}, but the representation has {len(levels)} '
-                             f'level(s) with channels {levels}')
+            raise ValueError(
+                f'{type(self).__name__}: in_index={in_index}, but the representation has {len(levels)} '
+                f'level(s) with channels {levels}'
+            )
         self.in_index = in_index
         self.in_channels = levels[in_index]
         self.out_channels = out_channels

@@ -21,15 +21,25 @@ class ConvDecoder(Decoder):
         dropout: Probability before the last convolution.
     """
 
-    def __init__(self, in_channels: int | Sequence[int], out_channels: int, in_index: int = -1,
-                 hidden_channels: int = 128, num_convs: int = 2, norm: str | None = 'BN',
-                 dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int,
+        in_index: int = -1,
+        hidden_channels: int = 128,
+        num_convs: int = 2,
+        norm: str | None = 'BN',
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__(in_channels, out_channels, in_index)
         layers: list[nn.Module] = []
         channels = self.in_channels
         for _ in range(num_convs):
-            layers += [nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=norm is None),
-                       *_norm_layers(norm, hidden_channels), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=norm is None),
+                *_norm_layers(norm, hidden_channels),
+                nn.ReLU(inplace=True),
+            ]
             channels = hidden_channels
         if dropout > 0:
             layers.append(nn.Dropout(dropout))

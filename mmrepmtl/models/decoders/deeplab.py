@@ -21,8 +21,14 @@ class DeepLabDecoder(Decoder):
         dropout: Probability after the projection of the branches.
     """
 
-    def __init__(self, in_channels: int | Sequence[int], out_channels: int, in_index: int = -1,
-                 atrous_rates: Sequence[int] = (12, 24, 36), dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int,
+        in_index: int = -1,
+        atrous_rates: Sequence[int] = (12, 24, 36),
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__(in_channels, out_channels, in_index)
         self.layers = DeepLabHead(self.in_channels, out_channels, tuple(atrous_rates))
         for module in self.layers.modules():
@@ -37,6 +43,8 @@ class DeepLabDecoder(Decoder):
                 BatchNorm cannot normalise.
         """
         if self.training and level.shape[0] == 1:
-            raise ValueError('DeepLabDecoder cannot be trained with one sample per process (BatchNorm of the pooled '
-                             'branch): use a batch size of at least 2 and drop_last=True, or another decoder')
+            raise ValueError(
+                'DeepLabDecoder cannot be trained with one sample per process (BatchNorm of the pooled '
+                'branch): use a batch size of at least 2 and drop_last=True, or another decoder'
+            )
         return self.layers(level)

@@ -17,8 +17,14 @@ class LinearDecoder(Decoder):
         dropout: Probability before the last layer.
     """
 
-    def __init__(self, in_channels: int | Sequence[int], out_channels: int, in_index: int = -1,
-                 hidden_channels: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int,
+        in_index: int = -1,
+        hidden_channels: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__(in_channels, out_channels, in_index)
         layers: list[nn.Module] = []
         channels = self.in_channels

@@ -8,6 +8,13 @@ from .regression import RegressionHead
 from .segmentation import SegmentationHead
 
 __all__ = [
-    'BinaryHead', 'ClassificationHead', 'DenseHead', 'DepthHead', 'NormalHead', 'RegressionHead', 'SegmentationHead',
-    'TaskHead', 'full_precision'
+    'BinaryHead',
+    'ClassificationHead',
+    'DenseHead',
+    'DepthHead',
+    'NormalHead',
+    'RegressionHead',
+    'SegmentationHead',
+    'TaskHead',
+    'full_precision',
 ]

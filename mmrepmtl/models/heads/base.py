@@ -25,9 +25,14 @@ class TaskHead(nn.Module):
     #: Name of the kind of target that it learns, see :mod:`mmrepmtl.structures.kinds`; None says nothing.
     kind: ClassVar[str | None] = None
 
-    def __init__(self, decoder: dict[str, Any] | nn.Module, out_channels: int,
-                 in_channels: int | Sequence[int] | None = None, target: str | None = None,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        decoder: dict[str, Any] | nn.Module,
+        out_channels: int,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         #: Name of the task, set by the model that holds the head.
         self.task: str | None = None
@@ -48,8 +53,9 @@ class TaskHead(nn.Module):
         """Whether each sample has this task's ground truth."""
         return [self._target_name in sample.targets for sample in data_samples]
 
-    def loss_terms(self, output: Tensor,
-                   data_samples: Sequence[MultiTaskDataSample]) -> dict[str, tuple[Tensor, Tensor]]:
+    def loss_terms(
+        self, output: Tensor, data_samples: Sequence[MultiTaskDataSample]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums the losses over the labelled samples.
 
         Args:
@@ -93,7 +99,8 @@ class TaskHead(nn.Module):
                 raise ValueError(
                     f'Task {self.task!r}: the target {self._target_name!r} of {sample.get("img_path", "a sample")} has '
                     f'shape {tuple(target.shape)}, expected {tuple(void.shape)}; resize it with the image in the '
-                    'training pipeline (padding to the batch is done by the data preprocessor)')
+                    'training pipeline (padding to the batch is done by the data preprocessor)'
+                )
         return torch.stack([target.to(void) for target in targets])
 
 

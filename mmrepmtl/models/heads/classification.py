@@ -26,9 +26,14 @@ class ClassificationHead(TaskHead):
 
     kind = 'classification'
 
-    def __init__(self, num_classes: int, decoder: dict[str, Any] | nn.Module | None = None,
-                 in_channels: int | Sequence[int] | None = None, target: str | None = None,
-                 loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        decoder: dict[str, Any] | nn.Module | None = None,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
         decoder = dict(type='mmrepmtl.LinearDecoder') if decoder is None else decoder
         super().__init__(decoder, num_classes, in_channels, target, loss_weight)
 

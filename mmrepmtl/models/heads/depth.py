@@ -22,8 +22,14 @@ class DepthHead(DenseHead):
 
     kind = 'depth'
 
-    def __init__(self, decoder: dict[str, Any] | nn.Module, in_channels: int | Sequence[int] | None = None,
-                 target: str | None = None, loss_weight: float = 1.0, loss: str = 'l1') -> None:
+    def __init__(
+        self,
+        decoder: dict[str, Any] | nn.Module,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+        loss: str = 'l1',
+    ) -> None:
         super().__init__(decoder, 1, in_channels, target, loss_weight)
         self.loss = check_penalty(type(self).__name__, loss)
 

@@ -21,8 +21,13 @@ class NormalHead(DenseHead):
 
     kind = 'normals'
 
-    def __init__(self, decoder: dict[str, Any] | nn.Module, in_channels: int | Sequence[int] | None = None,
-                 target: str | None = None, loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        decoder: dict[str, Any] | nn.Module,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__(decoder, 3, in_channels, target, loss_weight)
 
     def void_target(self, output: Tensor) -> Tensor:

@@ -24,9 +24,15 @@ class RegressionHead(TaskHead):
 
     kind = 'regression'
 
-    def __init__(self, num_values: int = 1, decoder: dict[str, Any] | nn.Module | None = None,
-                 in_channels: int | Sequence[int] | None = None, target: str | None = None, loss_weight: float = 1.0,
-                 loss: str = 'l1') -> None:
+    def __init__(
+        self,
+        num_values: int = 1,
+        decoder: dict[str, Any] | nn.Module | None = None,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+        loss: str = 'l1',
+    ) -> None:
         decoder = dict(type='mmrepmtl.LinearDecoder') if decoder is None else decoder
         super().__init__(decoder, num_values, in_channels, target, loss_weight)
         self.loss = check_penalty(type(self).__name__, loss)

@@ -25,9 +25,15 @@ class SegmentationHead(DenseHead):
 
     kind = 'segmentation'
 
-    def __init__(self, num_classes: int, decoder: dict[str, Any] | nn.Module,
-                 in_channels: int | Sequence[int] | None = None, target: str | None = None, loss_weight: float = 1.0,
-                 class_weight: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        decoder: dict[str, Any] | nn.Module,
+        in_channels: int | Sequence[int] | None = None,
+        target: str | None = None,
+        loss_weight: float = 1.0,
+        class_weight: Sequence[float] | None = None,
+    ) -> None:
         if not 0 < num_classes <= VOID:
             raise ValueError(f'SegmentationHead: num_classes={num_classes}; it must be 1 to {VOID} ({VOID} is void)')
         if class_weight is not None and len(class_weight) != num_classes:

@@ -6,6 +6,7 @@ mean. Sums and counts add up; the model divides once, after the counts have been
 All functions are twice differentiable in the prediction and have a zero that is connected to the graph as numerator
 where nothing is valid.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,8 +19,9 @@ PENALTIES = {
 }
 
 
-def cross_entropy_terms(logits: Tensor, target: Tensor, ignore_index: int,
-                        class_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def cross_entropy_terms(
+    logits: Tensor, target: Tensor, ignore_index: int, class_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the labelled positions.
 
     Args:
@@ -39,8 +41,9 @@ def cross_entropy_terms(logits: Tensor, target: Tensor, ignore_index: int,
     return numerator, torch.where(labelled, class_weight[torch.where(labelled, target, 0)], 0).sum()
 
 
-def binary_terms(logits: Tensor, target: Tensor, ignore_index: int,
-                 positive_weight: float | str | None = None) -> tuple[Tensor, Tensor]:
+def binary_terms(
+    logits: Tensor, target: Tensor, ignore_index: int, positive_weight: float | str | None = None
+) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy summed over the labelled positions, positives and negatives weighted by w and 1 - w.
 
     Args:

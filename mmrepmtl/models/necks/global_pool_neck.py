@@ -20,15 +20,28 @@ class GlobalPoolNeck(nn.Module):
             public code for Office has 0.005. (Its bias makes no difference: the BatchNorm takes it out.)
     """
 
-    def __init__(self, in_channels: int | Sequence[int], out_channels: int | None = 512, dropout: float = 0.5,
-                 in_index: int = -1, init_std: float | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int | None = 512,
+        dropout: float = 0.5,
+        in_index: int = -1,
+        init_std: float | None = None,
+    ) -> None:
         super().__init__()
         self.in_index = in_index
         channels = in_channels if isinstance(in_channels, int) else in_channels[in_index]
         self.channels = [channels if out_channels is None else out_channels]
-        self.layers = nn.Identity() if out_channels is None else nn.Sequential(
-            nn.Linear(channels, out_channels), nn.BatchNorm1d(out_channels), nn.ReLU(inplace=True),
-            nn.Dropout(dropout))
+        self.layers = (
+            nn.Identity()
+            if out_channels is None
+            else nn.Sequential(
+                nn.Linear(channels, out_channels),
+                nn.BatchNorm1d(out_channels),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+            )
+        )
         if init_std is not None and out_channels is not None:
             nn.init.normal_(self.layers[0].weight, std=init_std)
 
