@@ -121,7 +121,7 @@ class TimmEncoder(nn.Module):
             (B, C, H / reduction, W / reduction), (B, H / reduction, W / reduction, C) or (B, num_prefix_tokens + N, C),
             as ``layout`` says, where one level was asked for, else a tuple of such.
         """
-        if self._compiled and torch._functorch.config.donated_buffer:
+        if self._compiled and getattr(torch._functorch.config, 'donated_buffer', False):
             # Gradient methods run a backward per task through one graph. torch looks at this in the backward too.
             torch._functorch.config.donated_buffer = False
         with nullcontext() if self._recomputation is None else self._recomputation.forward_pass():
