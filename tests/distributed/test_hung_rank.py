@@ -16,12 +16,12 @@ env_cfg = dict(dist_cfg=dict(timeout={timeout}))
 KINDS = {
     'wait': (
         29671,
-        r'rank 1: last seen in the end of the .*, [\d.]+ s ago; hangs at .*before_train_iter',
+        r'rank 1: last seen in .*, [\d.]+ s ago; hangs at .*before_train_iter',
         'exitcode  : 1',
     ),
     'stop': (
         29672,
-        r'rank 1: last seen in the end of the .*, [\d.]+ s ago; does not answer, and was last at',
+        r'rank 1: last seen in .*, [\d.]+ s ago; does not answer, and was last at',
         'exitcode  : -9',
     ),
 }
@@ -37,7 +37,8 @@ def test_the_hung_rank_is_named_and_all_end(kind, tmp_path):
     result = call('bash', ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', tmp_path, check=False, env=environment)
     assert result.returncode != 0
     text = result.stderr
-    assert 'rank 1 did not arrive at training iteration 3: rank 0 has waited 5' in text
+    # A busy machine looks later than after the 5 s.
+    assert re.search(r'rank 1 did not arrive at training iteration 3: rank 0 has waited \d+\.\d s', text), text[-5000:]
     assert 'env_cfg.dist_cfg.timeout is 5 s. All processes end now.' in text
     assert re.search(says, text), text[-5000:]
     cause = text[text.index('Root Cause (first observed failure)') :]
