@@ -125,14 +125,14 @@ def read_upload(path: str | Path, name: str) -> tuple[np.ndarray, tuple[int, int
     try:
         header = read_header(memoryview(read_bytes(str(path), 'an image', MAX_PIXELS)), name, 'an image', 2**62)
     except (OSError, ValueError) as error:
-        raise ValueError(f'{name} cannot be read as an image; give a JPEG, PNG or WebP file') from error
+        raise ValueError(f'{name} cannot be read as an image, or is damaged; give a JPEG, PNG or WebP file') from error
     height, width = header.size
     if width * height > MAX_PIXELS:
         raise ValueError(f'{name}: {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million are taken')
     try:
         picture = np.rint(255 * read_picture_image(str(path))).astype(np.uint8)
     except (OSError, ValueError, MemoryError, cv2.error) as error:
-        raise ValueError(f'{name} cannot be read as an image, or is damaged') from error
+        raise ValueError(f'{name} cannot be read as an image, or is damaged; give a JPEG, PNG or WebP file') from error
     original = (picture.shape[0], picture.shape[1])
     scale = MAX_SIDE / max(original)
     if scale < 1:

@@ -26,8 +26,7 @@ def call(monkeypatch, tool: str, *arguments) -> object:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-    if tool == 'demo.py':
-        monkeypatch.setattr(module, 'serve', lambda *_: None)
+    monkeypatch.setattr('mmrepmtl.cli.demo.serve', lambda *_: None)
     try:
         return module.main()
     except SystemExit as exit_:
@@ -111,13 +110,16 @@ COMMANDS: dict[str, Callable[[Path], list]] = {
 
 
 @pytest.mark.parametrize('place', COMMANDS)
-def test_a_tool_refuses_code_in_one_line_and_runs_it_only_if_trusted(monkeypatch, evil, place):
+def test_a_tool_refuses_code_in_one_line_and_runs_it_only_if_trusted(monkeypatch, capsys, evil, place):
     file, marker = evil
     refusal = call(monkeypatch, *COMMANDS[place](file))
     assert not marker.exists()
     if place == 'export':  # prints its own line
         assert refusal == 1
     else:
+        if place == 'infer':
+            assert refusal == 2  # nothing was begun
+            refusal = capsys.readouterr().err.removesuffix('\n')
         other = {
             'train, encoder': 'encoder.pth',
             'train, file of timm': 'encoder.pth',
