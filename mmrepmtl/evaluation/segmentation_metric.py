@@ -104,8 +104,8 @@ class SegmentationMetric(StreamingMetric):
     def batch_values(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float] | None:
         """The mean over the images that have a labelled pixel, each with its own confusion matrix."""
         pairs = zip(predictions, targets, strict=True)
-        images = [super(SegmentationMetric, self).batch_values([one], [other]) for one, other in pairs]
-        images = [values for values in images if values is not None]
+        each = [super(SegmentationMetric, self).batch_values([one], [other]) for one, other in pairs]
+        images = [values for values in each if values is not None]
         if not images:
             return None
         return {name: math.fsum(values[name] for values in images) / len(images) for name in self.names}

@@ -256,7 +256,9 @@ class PadMultiTask(BaseTransform):
                     f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
                     f'{(height, width)}, found {value.shape[:2]}'
                 )
-            return F.pad_bottom_right(value, size, KINDS[meta['kind']].void)
+            void = KINDS[meta['kind']].void
+            assert void is not None  # each dense kind has one
+            return F.pad_bottom_right(value, size, void)
 
         _set_image(results, F.pad_bottom_right(results['img'], size, self.fill))
         _map_targets(results, pad)
