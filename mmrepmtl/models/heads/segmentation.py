@@ -24,6 +24,7 @@ class SegmentationHead(DenseHead):
     """
 
     kind = 'segmentation'
+    class_weight: Tensor | None
 
     def __init__(
         self,
