@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def _num_batches(cfg: Config) -> int:
 
 def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) -> None:
     encoder = (cfg.get('model') or {}).get('encoder')
-    if not isinstance(encoder, Mapping):
+    if not isinstance(encoder, MutableMapping):
         raise ValueError(
             '--encoder-checkpointing and --compile-encoder set model.encoder.grad_checkpointing and '
             'model.encoder.compile, but the model of this config has no encoder'
@@ -192,7 +192,9 @@ def _seed_methods(cfg: Config) -> None:
     seed = (cfg.get('randomness') or {}).get('seed')
     for key, registry in (('weighting', WEIGHTINGS), ('aggregator', AGGREGATORS)):
         method = (cfg.get('optim_wrapper') or {}).get(key)
-        kind = find_type(method['type'], registry) if method else None
+        if not method:
+            continue
+        kind = find_type(method['type'], registry)
         if seed is not None and kind is not None and 'seed' in inspect.signature(kind).parameters:
             method.setdefault('seed', seed)
 

@@ -139,7 +139,8 @@ class _Steps:
 
     def __init__(self, file: Path, metrics: dict[str, float], about: dict[str, Any]) -> None:
         self.file, self.metrics, self.about = file, metrics, about
-        self.written, self.failures = False, []
+        self.written = False
+        self.failures: list[tuple[str, Exception]] = []
 
     def save(self, **more: Any) -> None:
         """Writes the metrics; on the terminal where the file cannot be written."""

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -113,7 +113,7 @@ class MultiTaskInferencer:
                 'inferencer of its project'
             )
         self.cfg, self.model = cfg, model
-        self.head_targets: dict[str, str] = {task: head.target for task, head in model.heads.items()}
+        self.head_targets: dict[str, str] = {task: head.target_name for task, head in model.heads.items()}
         declared = target_declarations(cfg, state)
         missing = [target for target in self.head_targets.values() if target not in declared]
         if missing:
@@ -140,7 +140,7 @@ class MultiTaskInferencer:
 
     def stream(
         self, inputs: Inputs, batch_size: int = 1, out_dir: str | Path | None = None
-    ) -> Iterator[InferenceResult]:
+    ) -> Generator[InferenceResult, None, None]:
         """Predicts one batch after the other.
 
         Args:
@@ -210,7 +210,7 @@ class MultiTaskInferencer:
                 prepared = self.pipeline(picture.img, picture.source)
             except (ValueError, MemoryError, cv2.error) as error:
                 result.error = str(error).removeprefix(f'{picture.source}: ')
-        if prepared is None:
+        if picture.img is None or prepared is None:
             _warn(f'{picture.source}: {result.error}')
             return result, None
         for note in picture.notes:
@@ -246,11 +246,15 @@ class MultiTaskInferencer:
         data = self.model.data_preprocessor(data, training=False)
         for task, output in self.model.raw_outputs(data['inputs']).items():
             head = self.model.heads[task]
-            whole = None if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
+            whole = [] if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
             for index, (result, prepared) in enumerate(due):
                 if not output[index].isfinite().all():
                     _warn(f'{result.source}: the network output of task {task!r} is not finite')
-                value = at_size(head, output[index], prepared.content, result.size) if whole is None else whole[index]
+                if isinstance(head, DenseHead):
+                    assert result.size is not None  # it was prepared from a picture
+                    value = at_size(head, output[index], prepared.content, result.size)
+                else:
+                    value = whole[index]
                 result.predictions[task] = to_array(value)
 
 

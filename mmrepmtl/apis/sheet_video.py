@@ -54,7 +54,7 @@ class SheetVideo:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with decoder_messages():
-                code = cv2.VideoWriter_fourcc(*'mp4v')
+                code = cv2.VideoWriter.fourcc(*'mp4v')
                 writer = cv2.VideoWriter(str(self._temporary), code, self.fps, (width, height))
                 opened = writer.isOpened()
         except (UnicodeEncodeError, cv2.error):

@@ -70,4 +70,6 @@ def usage() -> str:
 def version() -> str:
     """The version of the package, read from its file."""
     text = (Path(__file__).parents[1] / 'version.py').read_text(encoding='utf-8')
-    return re.search(r"^__version__ = '([^']+)'$", text, flags=re.MULTILINE).group(1)
+    found = re.search(r"^__version__ = '([^']+)'$", text, flags=re.MULTILINE)
+    assert found is not None
+    return found.group(1)
