@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -85,12 +86,14 @@ class MultiTaskInferencer:
         device: None: a GPU where there is one, else the CPU.
         trust_checkpoint: Load a checkpoint that holds more than data.
         size: (height, width) in pixels of the network's input, instead of what the config says.
-        max_pixels: The most pixels of a picture or a frame; larger ones are refused before they are decoded.
+        max_pixels: The most pixels of a picture or a frame; larger ones are refused before they are decoded. ``size``
+            may have as many.
 
     Raises:
         FileNotFoundError: There is no such config, directory or checkpoint.
         ValueError: The checkpoint is refused or does not fit, the model is another one than
-            :class:`MultiTaskModel`, the config's test pipeline cannot be used, or this machine has no such device.
+            :class:`MultiTaskModel`, the config's test pipeline cannot be used, ``size`` has too many pixels, or this
+            machine has no such device.
     """
 
     def __init__(
@@ -105,6 +108,11 @@ class MultiTaskInferencer:
         device, self.max_pixels = resolve_device(device), max_pixels
         if max_pixels < 1:
             raise ValueError(f'MultiTaskInferencer: max_pixels={max_pixels} must be at least 1')
+        if size is not None and math.prod(size) > max_pixels:
+            raise ValueError(
+                f'MultiTaskInferencer: size={tuple(size)} are {math.prod(size)} pixels, at most '
+                f'max_pixels={max_pixels} are taken; give a smaller size, or a larger max_pixels'
+            )
         cfg, self.checkpoint = find_run(config_or_workdir, checkpoint, trust_checkpoint)
         model, state = load_model(cfg, self.checkpoint, device, trust_checkpoint)
         if not isinstance(model, MultiTaskModel):

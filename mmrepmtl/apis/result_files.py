@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrepmtl.apis.sheet_video import SheetVideo
 from mmrepmtl.structures import KindTable, MultiTaskDataSample
-from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization import task_sheet, write_picture
@@ -67,7 +67,7 @@ class ResultWriter:
         self.broken_videos: dict[Path, str] = {}
 
     def prepare(self, sources: Sequence[Path], videos: Sequence[str] = ()) -> None:
-        """Makes the folders, after checking that no input lies where results go.
+        """Makes the folders, after checking that no input lies where results go, and removes what killed runs left.
 
         Args:
             sources: The files that must stay as they are.
@@ -83,6 +83,8 @@ class ResultWriter:
         self._refuse_inputs(sources, [*folders, *inside])
         for folder in folders:
             check_writable(folder)
+        for folder in (*folders, *inside):
+            sweep_temporary(folder)
 
     def _refuse_inputs(self, sources: Sequence[Path], folders: Sequence[Path]) -> None:
         there: dict[tuple[int, int], Path] = {}
