@@ -1,7 +1,7 @@
 """The commands of ``mmrepmtl``: one module each, with ``parse_args(argv, prog)`` and ``main(argv, prog)``.
 
-What several of them take is in ``arguments.py``. This file imports the standard library only, so that ``mmrepmtl --help``
-need not wait for torch (see mmrepmtl_cli.py).
+What several of them take is in ``arguments.py``. This file imports the standard library only, so that
+``mmrepmtl --help`` need not wait for torch (see mmrepmtl_cli.py).
 """
 
 import difflib

@@ -41,7 +41,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device(parser: argparse.ArgumentParser, type: Callable[[str], Any] | None = None) -> None:
+def add_device(parser: argparse.ArgumentParser, type: Callable[[str], Any] = str) -> None:
     """Adds ``--device``; ``type`` converts its text."""
     parser.add_argument('--device', type=type, help='for example cuda:0 or cpu (default: a GPU where there is one)')
 
