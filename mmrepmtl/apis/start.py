@@ -145,6 +145,7 @@ def _later_results(cfg: Config, start: WholeCheckpoint) -> list[Path]:
         return []
 
     def iteration(name: str) -> int:
+        """The iteration of the run that a file is of; 0 if it cannot be read."""
         path = Path(cfg.work_dir, name)
         try:
             if name == BEST_CHECKPOINT:

@@ -200,6 +200,7 @@ class PreferredFiles(FileSet):
     first: Path = Path()
 
     def paths(self) -> dict[str, Path]:
+        """{name of the sample: file}; the file in ``first`` where there is one."""
         return super().paths() | readers.list_files(self.first, self.endings)
 
 

@@ -58,12 +58,14 @@ class SegmentationConstants(ConstantFitter[int]):
         return len(valid)
 
     def constants(self) -> dict[str, int]:
+        """The class for ``mIoU`` and the one for ``pixAcc``."""
         # Saying class c everywhere: its IoU is its share, all others' is 0; the mean is over the classes that occur.
         occurring = (self.pixels > 0).sum() + (self.pixels == 0)
         return {'mIoU': int((self.pixels / occurring).argmax()), 'pixAcc': int(self.pixels.argmax())}
 
     @staticmethod
     def predict(constant: int, target: Tensor) -> Tensor:
+        """The class at every pixel, int64 of the shape of ``target``."""
         return torch.full(target.shape, constant, dtype=torch.int64)
 
 
@@ -74,10 +76,12 @@ class BinaryConstants(ConstantFitter[float]):
         return int(self.metric.valid(target).sum())
 
     def constants(self) -> dict[str, float]:
+        """The probability 1 for every metric."""
         return dict.fromkeys(self.metric.names, 1.0)
 
     @staticmethod
     def predict(constant: float, target: Tensor) -> Tensor:
+        """The probability at every pixel, float32 of the shape of ``target``."""
         return torch.full(target.shape, constant, dtype=torch.float32)
 
 
@@ -94,6 +98,7 @@ class DepthConstants(ConstantFitter[float]):
         return len(valid)
 
     def constants(self) -> dict[str, float]:
+        """A depth for each metric, in the unit of the targets."""
         values, counts = self.histogram.points()
         return {
             'abs_err': weighted_median(values, counts),
@@ -103,6 +108,7 @@ class DepthConstants(ConstantFitter[float]):
 
     @staticmethod
     def predict(constant: float, target: Tensor) -> Tensor:
+        """The depth at every pixel, float64 of the shape of ``target``."""
         return torch.full(target.shape, constant, dtype=torch.float64)
 
 
@@ -119,10 +125,12 @@ class NormalConstants(ConstantFitter[list[float]]):
         return valid.shape[1]
 
     def constants(self) -> dict[str, list[float]]:
+        """A unit vector for each metric."""
         return {name: best_direction(self.histogram, score).tolist() for name, score in SCORES.items()}
 
     @staticmethod
     def predict(constant: list[float], target: Tensor) -> Tensor:
+        """The vector at every pixel, (3, H, W) float64."""
         vector = torch.tensor(constant, dtype=torch.float64)
         return vector.view(3, *[1] * (target.ndim - 1)).expand(target.shape)
 
@@ -139,10 +147,12 @@ class ClassificationConstants(ConstantFitter[int]):
         return 1
 
     def constants(self) -> dict[str, int]:
+        """The class for ``top1``; the lowest of several that are equally frequent."""
         return {'top1': min(self.images, key=lambda index: (-self.images[index], index))}
 
     @staticmethod
     def predict(constant: int, target: Tensor) -> Tensor:
+        """Scores (K,) whose highest is that of the class; K is as large as the two classes need."""
         scores = torch.zeros(max(constant, int(target)) + 1)
         scores[constant] = 1
         return scores
@@ -172,6 +182,7 @@ class RegressionConstants(ConstantFitter[list[float]]):
 
     @staticmethod
     def predict(constant: list[float], target: Tensor) -> Tensor:
+        """The values (D,) float64."""
         return torch.tensor(constant, dtype=torch.float64)
 
 

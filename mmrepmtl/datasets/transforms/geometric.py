@@ -155,6 +155,7 @@ class RandomZoom(BaseTransform):
         self.normal_zoom = normal_zoom
 
     def transform(self, results: dict) -> dict:
+        """Zooms the image and all dense targets by one scale, drawn at random."""
         height, width = results['img'].shape[:2]
         scale = self.scales[np.random.randint(len(self.scales))]
         # Drawn also at scale 1, so that later transforms get the same numbers whatever the scale.
