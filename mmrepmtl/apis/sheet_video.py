@@ -12,6 +12,7 @@ from mmrepmtl.datasets.pictures import decoder_messages
 from mmrepmtl.utils.files import open_temporary
 
 _SMALLEST = 16
+_MPEG4 = cv2.VideoWriter.fourcc(*'mp4v')
 
 
 class SheetVideo:
@@ -57,8 +58,7 @@ class SheetVideo:
         self._temporary, self._held = open_temporary(self.path.with_name('video'), '.mp4')
         try:
             with decoder_messages():
-                code = cv2.VideoWriter.fourcc(*'mp4v')
-                writer = cv2.VideoWriter(str(self._temporary), code, self.fps, (width, height))
+                writer = cv2.VideoWriter(str(self._temporary), _MPEG4, self.fps, (width, height))
                 opened = writer.isOpened()
         except (UnicodeEncodeError, cv2.error):
             opened = False
