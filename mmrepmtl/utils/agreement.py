@@ -75,7 +75,7 @@ class NamedSum:
         return flat
 
     def _agree(self, own: tuple | None, error: ValueError | None) -> tuple:
-        """What all ranks describe alike, or ValueError on all of them."""
+        """Returns the description that all ranks share; ValueError on all of them if there is none."""
         reports: list = [None] * num_processes()
         dist.all_gather_object(reports, (own, None if error is None else str(error)), group=self.group)
         failed = {rank: text for rank, (_, text) in enumerate(reports) if text is not None}
