@@ -1,6 +1,9 @@
 """The pages and README: the files, commands, options and links that they name are there, and the words are plain."""
 
 import ast
+import contextlib
+import functools
+import importlib
 import io
 import re
 import tokenize
@@ -92,10 +95,22 @@ def commands(text: str) -> list[tuple[str, str]]:
 def test_commands_and_their_options_exist(page):
     for file, option in commands(PAGES[page].read_text(encoding='utf-8')):
         source = (ROOT / file).read_text(encoding='utf-8')
-        for module in re.findall(r'^from (mmrepmtl\.(?:cli|datasets\.conversion)\S*) import', source, re.M):
-            path = ROOT / module.replace('.', '/')
-            source += ''.join(p.read_text() for p in (path.with_suffix('.py'), *path.glob('*.py')) if p.is_file())
-        assert not option or f"'{option}'" in source, f'{file} has no {option}'
+        if 'from mmrepmtl.datasets.conversion import' in source:
+            source += ''.join(path.read_text() for path in (ROOT / 'mmrepmtl/datasets/conversion').glob('*.py'))
+        command = re.search(r'^from mmrepmtl\.cli(?:\.| import )(?!arguments)(\w+)', source, re.M)
+        if file.startswith('mmrepmtl/cli/') or command:
+            known = options_of(Path(file).stem if file.startswith('mmrepmtl/cli/') else command[1])
+        else:
+            known = set(re.findall(r"'(--[\w-]+)'", source))
+        assert not option or option in known, f'{file} has no {option}'
+
+
+@functools.cache
+def options_of(command: str) -> set[str]:
+    """The options in ``mmrepmtl COMMAND --help``."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        importlib.import_module(f'mmrepmtl.cli.{command}').main(['--help'])
+    return set(re.findall(r'(?<![\w-])--[a-z][\w-]*', printed.getvalue()))
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -208,7 +208,7 @@ def token_grid(count: int, size: tuple[int, int]) -> tuple[int, int]:
 
 @torch.no_grad()
 def mirrored_targets(
-    model: nn.Module, inputs: Sequence[Tensor], targets_meta: Mapping[str, Mapping[str, Any]]
+    model: Any, inputs: Sequence[Tensor], targets_meta: Mapping[str, Mapping[str, Any]]
 ) -> list[MultiTaskDataSample]:
     """Stand-ins for the truth: what the model predicts on the mirrored images, mirrored back.
 
@@ -227,7 +227,7 @@ def mirrored_targets(
     for sample, prediction in zip(samples, predicted, strict=True):
         result = MultiTaskDataSample(metainfo=sample.metainfo)
         for task, value in prediction.predictions.items():
-            target = model.heads[task].target
+            target = model.heads[task].target_name
             result.set_target(target, _mirrored(value, targets_meta[target]['kind']))
         results.append(result)
     return results

@@ -81,7 +81,7 @@ def task_colours(count: int) -> list[tuple[int, int, int]]:
     """Colours of equally spaced hues, whose equal mixture is grey."""
     # HSV of OpenCV: hues are 0 to 179.
     hsv = np.array([[[round(8 + 180 * index / count) % 180, 200, 235] for index in range(count)]], np.uint8)
-    return [tuple(int(channel) for channel in colour) for colour in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
+    return [(int(red), int(green), int(blue)) for red, green, blue in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0]]
 
 
 def overlay(picture: np.ndarray, magnitude: np.ndarray) -> np.ndarray:

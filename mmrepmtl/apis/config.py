@@ -5,7 +5,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,9 @@ def load_config(
     cfg = read_config(path)
     cfg.setdefault('default_scope', 'mmrepmtl')
     cfg.launcher = launcher
-    for option, value in (('--method', method), ('--regularizer', regularizer), ('--precision', precision)):
-        if value is not None and not cfg.get('optim_wrapper'):
-            raise ValueError(f'{path}: {option} changes optim_wrapper, but the config has none')
-    if method is not None:
-        _overlay(cfg, path, method)
-    if regularizer is not None:
-        _add_regularizers(cfg, path, regularizer)
+    _change_optim_wrapper(cfg, path, method, regularizer, precision)
     if encoder_checkpointing or compile_encoder:
         _set_encoder_options(cfg, encoder_checkpointing, compile_encoder)
-    if precision is not None:
-        cfg.optim_wrapper.precision = precision
     if seed is not None:
         cfg.merge_from_dict({'randomness.seed': seed})
     if data_root is not None:
@@ -115,15 +107,34 @@ def load_config(
         _stay_with_config(cfg, path)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     if resume:
-        if cfg.get('load_from') and not cfg.get('resume'):
-            cfg[NEW_RUN_FROM] = cfg.load_from
-        cfg.resume = True
-        cfg.load_from = resume if isinstance(resume, str) else None
-        if isinstance(resume, str) and not Path(resume).is_file():
-            raise FileNotFoundError(f'--resume: there is no checkpoint {resume}')
+        _set_resume(cfg, resume)
     if force_resume:
         cfg.optim_wrapper.force_resume = True
     return cfg
+
+
+def _change_optim_wrapper(
+    cfg: Config, path: Path, method: str | None, regularizer: str | None, precision: str | None
+) -> None:
+    for option, value in (('--method', method), ('--regularizer', regularizer), ('--precision', precision)):
+        if value is not None and not cfg.get('optim_wrapper'):
+            raise ValueError(f'{path}: {option} changes optim_wrapper, but the config has none')
+    if method is not None:
+        _overlay(cfg, path, method)
+    if regularizer is not None:
+        _add_regularizers(cfg, path, regularizer)
+    if precision is not None:
+        cfg.optim_wrapper.precision = precision
+
+
+def _set_resume(cfg: Config, resume: bool | str) -> None:
+    """Has the run go on from the checkpoint of that name, or from its last one (True)."""
+    if cfg.get('load_from') and not cfg.get('resume'):
+        cfg[NEW_RUN_FROM] = cfg.load_from
+    cfg.resume = True
+    cfg.load_from = resume if isinstance(resume, str) else None
+    if isinstance(resume, str) and not Path(resume).is_file():
+        raise FileNotFoundError(f'--resume: there is no checkpoint {resume}')
 
 
 def _stay_with_config(cfg: Config, path: Path) -> None:
@@ -176,7 +187,7 @@ def _num_batches(cfg: Config) -> int:
 
 def _set_encoder_options(cfg: Config, checkpointing: bool, backend: str | None) -> None:
     encoder = (cfg.get('model') or {}).get('encoder')
-    if not isinstance(encoder, Mapping):
+    if not isinstance(encoder, MutableMapping):
         raise ValueError(
             '--encoder-checkpointing and --compile-encoder set model.encoder.grad_checkpointing and '
             'model.encoder.compile, but the model of this config has no encoder'
@@ -192,7 +203,9 @@ def _seed_methods(cfg: Config) -> None:
     seed = (cfg.get('randomness') or {}).get('seed')
     for key, registry in (('weighting', WEIGHTINGS), ('aggregator', AGGREGATORS)):
         method = (cfg.get('optim_wrapper') or {}).get(key)
-        kind = find_type(method['type'], registry) if method else None
+        if not method:
+            continue
+        kind = find_type(method['type'], registry)
         if seed is not None and kind is not None and 'seed' in inspect.signature(kind).parameters:
             method.setdefault('seed', seed)
 

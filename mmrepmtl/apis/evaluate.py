@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,7 @@ def evaluate(
             the baseline is not one for these metrics, or a folder cannot be written to. After it: Delta p, the
             constants or the picture failed; the metrics are in the file all the same.
     """
-    check_split(cfg, 'test', 'test')
-    if constant:
-        dataset_of(cfg, 'train', 'test: the best constant predictions are those of the training set (--no-constant)')
-    if stl is not None:
-        check_baseline(stl, _metric_keys(cfg))
-    name_types(cfg)
-    prepare_launch(cfg)
-    cfg.load_from, cfg.resume = None, False
-    if is_main_process():
-        for folder in filter(None, (cfg.work_dir, show_dir)):
-            check_writable(folder)
-        sweep_temporary(cfg.work_dir)
+    _prepare(cfg, stl, constant, show_dir)
     with trust_checkpoints(trust_checkpoint):
         state = load_checkpoint(checkpoint)
         runner = Runner.from_cfg(_without_incomplete_parts(cfg))
@@ -81,22 +70,12 @@ def evaluate(
     register_run_hooks(runner)
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
-    meta = state.get('meta', {})
-    epoch, iteration = meta.get('epoch') or None, meta.get('iter')  # an iteration loop stays in epoch 0
-    selection = meta.get('selection', 'the checkpoint given')
-    where = f'epoch {epoch}' if epoch else f'iteration {iteration}' if iteration else 'an unknown epoch'
-    runner.logger.info(f'checkpoint: {checkpoint} of {where}; selection: {selection}')
+    origin = _origin(state.get('meta', {}))
+    runner.logger.info(f'checkpoint: {checkpoint} of {_place(origin)}; selection: {origin["selection"]}')
     tested = runner.test()
     # A config of one's own may have no hook that keeps them.
     metrics = metrics_of(runner) or dict(tested or {})
-    about = dict(
-        checkpoint=str(checkpoint),
-        test_data=test_data(cfg),
-        metric_settings=metric_settings(cfg),
-        epoch=epoch,
-        iteration=iteration,
-        selection=selection,
-    )
+    about = dict(checkpoint=str(checkpoint), test_data=test_data(cfg), metric_settings=metric_settings(cfg), **origin)
     steps = _Steps(Path(cfg.work_dir, 'test_metrics.json'), metrics, about)
     delta = {} if stl is None else steps.attempt('Delta p', lambda: _deltas(metrics, stl), {})
     constants: dict[str, float] = {}
@@ -113,6 +92,37 @@ def evaluate(
             steps.attempt('the pictures', lambda: _draw(runner, model, path, num_pictures), None)
     steps.finish()
     return dict(metrics=metrics, constant=constants, delta=delta)
+
+
+def _prepare(cfg: Config, stl: dict[str, float] | None, constant: bool, show_dir: str | Path | None) -> None:
+    """Finds what is wrong before the test begins, and makes the config that of a test."""
+    check_split(cfg, 'test', 'test')
+    if constant:
+        dataset_of(cfg, 'train', 'test: the best constant predictions are those of the training set (--no-constant)')
+    if stl is not None:
+        check_baseline(stl, _metric_keys(cfg))
+    name_types(cfg)
+    prepare_launch(cfg)
+    cfg.load_from, cfg.resume = None, False
+    if is_main_process():
+        for folder in filter(None, (cfg.work_dir, show_dir)):
+            check_writable(folder)
+        sweep_temporary(cfg.work_dir)
+
+
+def _origin(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The place in the training that a checkpoint is of, and why it was selected."""
+    return dict(
+        epoch=meta.get('epoch') or None,  # an iteration loop stays in epoch 0
+        iteration=meta.get('iter'),
+        selection=meta.get('selection', 'the checkpoint given'),
+    )
+
+
+def _place(origin: Mapping[str, Any]) -> str:
+    if origin['epoch']:
+        return f'epoch {origin["epoch"]}'
+    return f'iteration {origin["iteration"]}' if origin['iteration'] else 'an unknown epoch'
 
 
 def _without_incomplete_parts(cfg: Config) -> Config:
@@ -139,7 +149,8 @@ class _Steps:
 
     def __init__(self, file: Path, metrics: dict[str, float], about: dict[str, Any]) -> None:
         self.file, self.metrics, self.about = file, metrics, about
-        self.written, self.failures = False, []
+        self.written = False
+        self.failures: list[tuple[str, Exception]] = []
 
     def save(self, **more: Any) -> None:
         """Writes the metrics; on the terminal where the file cannot be written."""

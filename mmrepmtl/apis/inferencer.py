@@ -2,7 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -85,12 +86,14 @@ class MultiTaskInferencer:
         device: None: a GPU where there is one, else the CPU.
         trust_checkpoint: Load a checkpoint that holds more than data.
         size: (height, width) in pixels of the network's input, instead of what the config says.
-        max_pixels: The most pixels of a picture or a frame; larger ones are refused before they are decoded.
+        max_pixels: The most pixels of a picture or a frame; larger ones are refused before they are decoded. ``size``
+            may have as many.
 
     Raises:
         FileNotFoundError: There is no such config, directory or checkpoint.
         ValueError: The checkpoint is refused or does not fit, the model is another one than
-            :class:`MultiTaskModel`, the config's test pipeline cannot be used, or this machine has no such device.
+            :class:`MultiTaskModel`, the config's test pipeline cannot be used, ``size`` has too many pixels, or this
+            machine has no such device.
     """
 
     def __init__(
@@ -105,6 +108,11 @@ class MultiTaskInferencer:
         device, self.max_pixels = resolve_device(device), max_pixels
         if max_pixels < 1:
             raise ValueError(f'MultiTaskInferencer: max_pixels={max_pixels} must be at least 1')
+        if size is not None and math.prod(size) > max_pixels:
+            raise ValueError(
+                f'MultiTaskInferencer: size={tuple(size)} are {math.prod(size)} pixels, at most '
+                f'max_pixels={max_pixels} are taken; give a smaller size, or a larger max_pixels'
+            )
         cfg, self.checkpoint = find_run(config_or_workdir, checkpoint, trust_checkpoint)
         model, state = load_model(cfg, self.checkpoint, device, trust_checkpoint)
         if not isinstance(model, MultiTaskModel):
@@ -113,7 +121,7 @@ class MultiTaskInferencer:
                 'inferencer of its project'
             )
         self.cfg, self.model = cfg, model
-        self.head_targets: dict[str, str] = {task: head.target for task, head in model.heads.items()}
+        self.head_targets: dict[str, str] = {task: head.target_name for task, head in model.heads.items()}
         declared = target_declarations(cfg, state)
         missing = [target for target in self.head_targets.values() if target not in declared]
         if missing:
@@ -140,7 +148,7 @@ class MultiTaskInferencer:
 
     def stream(
         self, inputs: Inputs, batch_size: int = 1, out_dir: str | Path | None = None
-    ) -> Iterator[InferenceResult]:
+    ) -> Generator[InferenceResult, None, None]:
         """Predicts one batch after the other.
 
         Args:
@@ -210,7 +218,7 @@ class MultiTaskInferencer:
                 prepared = self.pipeline(picture.img, picture.source)
             except (ValueError, MemoryError, cv2.error) as error:
                 result.error = str(error).removeprefix(f'{picture.source}: ')
-        if prepared is None:
+        if picture.img is None or prepared is None:
             _warn(f'{picture.source}: {result.error}')
             return result, None
         for note in picture.notes:
@@ -246,11 +254,15 @@ class MultiTaskInferencer:
         data = self.model.data_preprocessor(data, training=False)
         for task, output in self.model.raw_outputs(data['inputs']).items():
             head = self.model.heads[task]
-            whole = None if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
+            whole = [] if isinstance(head, DenseHead) else head.predict(output, data['data_samples'])
             for index, (result, prepared) in enumerate(due):
                 if not output[index].isfinite().all():
                     _warn(f'{result.source}: the network output of task {task!r} is not finite')
-                value = at_size(head, output[index], prepared.content, result.size) if whole is None else whole[index]
+                if isinstance(head, DenseHead):
+                    assert result.size is not None  # it was prepared from a picture
+                    value = at_size(head, output[index], prepared.content, result.size)
+                else:
+                    value = whole[index]
                 result.predictions[task] = to_array(value)
 
 

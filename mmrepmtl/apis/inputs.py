@@ -4,6 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,8 @@ class Picture(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """One file or array, whose pictures ``read`` gives.
 
     ``count`` of a video is what its header announces, ``video`` its name.
@@ -161,6 +163,7 @@ def _read_image(path: Path, name: str, max_pixels: int) -> Picture:
 def _read_video(path: Path, name: str, max_pixels: int) -> Iterator[Picture]:
     for number, frame, error, fps in read_frames(path, max_pixels):
         if error is None:
+            assert frame is not None  # or there is a reason
             img = np.divide(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), 255, dtype=np.float32)
             yield Picture(f'{name}/{number:06d}', f'{path}, frame {number}', img, video=name, fps=fps)
         else:

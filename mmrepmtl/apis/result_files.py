@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmrepmtl.apis.sheet_video import SheetVideo
 from mmrepmtl.structures import KindTable, MultiTaskDataSample
-from mmrepmtl.utils.files import whole_file
+from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
 from mmrepmtl.utils.text import one_line
 from mmrepmtl.visualization import task_sheet, write_picture
@@ -67,7 +67,7 @@ class ResultWriter:
         self.broken_videos: dict[Path, str] = {}
 
     def prepare(self, sources: Sequence[Path], videos: Sequence[str] = ()) -> None:
-        """Makes the folders, after checking that no input lies where results go.
+        """Makes the folders, after checking that no input lies where results go, and removes what killed runs left.
 
         Args:
             sources: The files that must stay as they are.
@@ -83,18 +83,22 @@ class ResultWriter:
         self._refuse_inputs(sources, [*folders, *inside])
         for folder in folders:
             check_writable(folder)
+        for folder in (*folders, *inside):
+            sweep_temporary(folder)
 
     def _refuse_inputs(self, sources: Sequence[Path], folders: Sequence[Path]) -> None:
         there: dict[tuple[int, int], Path] = {}
         for folder in folders:
-            if os.path.isdir(folder):
-                there[_identity(folder)] = folder
+            identity = _identity(folder)
+            if identity is not None and os.path.isdir(folder):
+                there[identity] = folder
         files = {_identity(path): path for path in sources if os.path.isfile(path)} if there else {}
         for path in sources:
             # Both the folder that the path names and the one that a link leads to.
             for parent in (path.absolute().parent, Path(os.path.realpath(path)).parent):
-                folder = there.get(_identity(parent)) if os.path.isdir(parent) else None
-                if folder is not None:
+                identity = _identity(parent)
+                if identity is not None and identity in there:
+                    folder = there[identity]
                     raise ValueError(
                         f'{one_line(str(path))}: lies in {one_line(str(folder))}, which is the folder of the inputs '
                         'and of results at once; give another out_dir, so that no input is overwritten'
@@ -103,9 +107,9 @@ class ResultWriter:
             with os.scandir(folder) as entries:
                 twice = next((entry.path for entry in entries if _identity(entry.path) in files), None)
             if twice is not None:
-                path = one_line(str(files[_identity(twice)]))
+                source = one_line(str(files[_identity(twice)]))
                 raise ValueError(
-                    f'{path}: is the same file as {one_line(twice)} among the results; give another out_dir, so that '
+                    f'{source}: is the same file as {one_line(twice)} among the results; give another out_dir, so that '
                     'no input is overwritten'
                 )
 

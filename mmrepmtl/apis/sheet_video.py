@@ -2,16 +2,17 @@
 
 import errno
 import os
-import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from mmrepmtl.datasets.pictures import decoder_messages
-from mmrepmtl.utils.files import TEMPORARY
+from mmrepmtl.utils.files import open_temporary
 
 _SMALLEST = 16
+_MPEG4 = cv2.VideoWriter.fourcc(*'mp4v')
 
 
 class SheetVideo:
@@ -27,8 +28,9 @@ class SheetVideo:
 
     def __init__(self, folder: Path, name: str, fps: float) -> None:
         self.name, self.path, self.fps = name, folder / f'{name}.mp4', fps
-        self._temporary = folder / f'.{uuid.uuid4().hex}{TEMPORARY}.mp4'
         self._writer: cv2.VideoWriter | None = None
+        self._temporary: Path | None = None
+        self._held: BinaryIO | None = None
         self._size, self._count, self._refused = (0, 0), 0, False
 
     def write(self, picture: np.ndarray) -> bool:
@@ -52,16 +54,24 @@ class SheetVideo:
     def _open(self, height: int, width: int) -> None:
         self._size = (height, width)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Not by the name of the video, which OpenCV may not take. Open here too: that keeps it from being swept.
+        self._temporary, self._held = open_temporary(self.path.with_name('video'), '.mp4')
         try:
             with decoder_messages():
-                code = cv2.VideoWriter_fourcc(*'mp4v')
-                writer = cv2.VideoWriter(str(self._temporary), code, self.fps, (width, height))
+                writer = cv2.VideoWriter(str(self._temporary), _MPEG4, self.fps, (width, height))
                 opened = writer.isOpened()
         except (UnicodeEncodeError, cv2.error):
             opened = False
         self._writer, self._refused = (writer, False) if opened else (None, True)
         if not opened:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Removes the temporary file, unless it was renamed."""
+        if self._temporary is not None and self._held is not None:
             self._temporary.unlink(missing_ok=True)
+            self._held.close()
+        self._temporary = self._held = None
 
     def close(self) -> None:
         """Ends the video and gives it its name.
@@ -69,7 +79,7 @@ class SheetVideo:
         Raises:
             OSError: It is not whole, as on a full disk: OpenCV does not say so, but the frames are not there.
         """
-        if self._writer is None:
+        if self._writer is None or self._temporary is None:
             return
         self._writer.release()
         self._writer = None
@@ -84,4 +94,4 @@ class SheetVideo:
                 os.fsync(file.fileno())
             os.replace(self._temporary, self.path)
         finally:
-            self._temporary.unlink(missing_ok=True)
+            self._discard()

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _take_seed(cfg: Config, new: Any) -> list[str]:
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=new)
     for part in ('weighting', 'aggregator'):
         method = (cfg.get('optim_wrapper') or {}).get(part)
-        if old is not None and isinstance(method, Mapping) and method.get('seed') == old:
+        if old is not None and isinstance(method, MutableMapping) and method.get('seed') == old:
             method['seed'] = new  # load_config had given it the run's
     return [seed_sentence(old, new)]
 
@@ -113,15 +113,15 @@ def _take_order(cfg: Config, checkpoint: Mapping) -> list[str]:
     heads, wrapper = (cfg.get('model') or {}).get('heads'), cfg.get('optim_wrapper') or {}
     places = [str(key).removeprefix('module.').split('.') for key in checkpoint['state_dict']]
     order = list(dict.fromkeys(place[1] for place in places if place[0] == 'heads' and len(place) > 2))
-    if isinstance(heads, Mapping) and _is_other_order(heads, order):
+    if isinstance(heads, dict) and _is_other_order(heads, order):
         notes.append(f"model.heads has the order {list(heads)} now and had {order}; the checkpoint's goes on")
         cfg.model.heads = {name: dict.__getitem__(heads, name) for name in order}
     method = checkpoint['optimizer'].get('multi_task')
-    order = method.get('tasks') if isinstance(method, Mapping) else None
+    before = method.get('tasks') if isinstance(method, Mapping) else None
     tasks = wrapper.get('tasks')
-    if isinstance(tasks, list | tuple) and isinstance(order, list) and _is_other_order(tasks, order):
-        notes.append(f"optim_wrapper.tasks is {list(tasks)} now and was {order}; the checkpoint's goes on")
-        wrapper['tasks'] = order
+    if isinstance(tasks, list | tuple) and isinstance(before, list) and _is_other_order(tasks, before):
+        notes.append(f"optim_wrapper.tasks is {list(tasks)} now and was {before}; the checkpoint's goes on")
+        wrapper['tasks'] = before
     return notes
 
 
@@ -145,6 +145,7 @@ def _later_results(cfg: Config, start: WholeCheckpoint) -> list[Path]:
         return []
 
     def iteration(name: str) -> int:
+        """The iteration of the run that a file is of; 0 if it cannot be read."""
         path = Path(cfg.work_dir, name)
         try:
             if name == BEST_CHECKPOINT:
@@ -173,6 +174,7 @@ def _go_on_from(cfg: Config, start: Path, trust: bool) -> list[str]:
     if start.resolve().parent not in [folder.resolve() for folder in checkpoint_folders(cfg)]:
         return _set_aside(cfg, [*others, *_results(cfg)], f'this one goes on from {start}')
     progress, later = examine(start, trust, []), []
+    assert progress is not None  # load_from was read before
     for path in others:
         if path.name != LAST_CHECKPOINT:
             found = examine(path, trust, [], refuse=False)

@@ -100,6 +100,7 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
         if selection == 'last10':  # their mean over the last epochs, on the test set
             metrics |= evaluations
             continue
+        checkpoint: Path | None
         if selection == 'best-val':
             checkpoint = Path(alone.work_dir, BEST_CHECKPOINT)
         else:

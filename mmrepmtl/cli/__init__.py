@@ -1,6 +1,7 @@
 """The commands of ``mmrepmtl``: one module each, with ``parse_args(argv, prog)`` and ``main(argv, prog)``.
 
-This file imports the standard library only, so that ``mmrepmtl --help`` need not wait for torch (see mmrepmtl_cli.py).
+What several of them take is in ``arguments.py``. This file imports the standard library only, so that
+``mmrepmtl --help`` need not wait for torch (see mmrepmtl_cli.py).
 """
 
 import difflib
@@ -70,4 +71,6 @@ def usage() -> str:
 def version() -> str:
     """The version of the package, read from its file."""
     text = (Path(__file__).parents[1] / 'version.py').read_text(encoding='utf-8')
-    return re.search(r"^__version__ = '([^']+)'$", text, flags=re.MULTILINE).group(1)
+    found = re.search(r"^__version__ = '([^']+)'$", text, flags=re.MULTILINE)
+    assert found is not None
+    return found.group(1)

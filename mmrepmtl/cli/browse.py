@@ -3,23 +3,22 @@
 import argparse
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
 from mmrepmtl.apis import load_config
+from mmrepmtl.cli.arguments import add_config, add_config_options
 from mmrepmtl.inspection.browse import browse_dataset
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
     parser.add_argument('--num', type=int, default=8, help='samples, spread evenly over the data set (default: 8)')
     parser.add_argument('--out', default='dataset.png', help='the picture, .png or .jpg (default: dataset.png)')
     parser.add_argument('--seed', type=int, help="of the augmentation (default: the run's)")
     parser.add_argument('--epoch', type=int, default=0, help='of the augmentation (default: 0)')
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 

@@ -7,16 +7,16 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
 from mmrepmtl.apis import load_config
+from mmrepmtl.cli.arguments import add_config, add_config_options
 from mmrepmtl.inspection.dataset_check import SPLITS, check_dataset
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument('--split', choices=[*SPLITS, 'all'], default='all')
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument('--workers', type=int, default=workers, help=f'processes; 0 is this one (default: {workers})')
@@ -24,8 +24,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--allow-partial', action='store_true', help='another number of samples than the official one is no defect'
     )
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 

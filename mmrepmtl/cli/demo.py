@@ -10,26 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmrepmtl.apis import MultiTaskInferencer
+from mmrepmtl.cli.arguments import add_checkpoint, add_device, add_size, add_trust
 from mmrepmtl.demo.page import serve
 
 QUICKSTART = Path('work_dirs', 'quickstart')
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         'config_or_workdir', nargs='?', help='a config file, or the work directory of a run (default: the quickstart)'
     )
-    parser.add_argument('--checkpoint', help='the file (default: the last one of the work directory)')
+    add_checkpoint(parser)
     parser.add_argument(
         '--host', default='127.0.0.1', help='address to listen on (default: 127.0.0.1, this machine only)'
     )
     parser.add_argument('--port', type=int, default=7860)
-    parser.add_argument('--device', help='for example cuda:0 or cpu (default: a GPU where there is one)')
-    parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
-    )
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
+    add_device(parser)
+    add_size(parser)
+    add_trust(parser)
     return parser.parse_args(argv)
 
 

@@ -8,19 +8,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mmrepmtl.cli.arguments import add_checkpoint, add_model, add_size, add_trust
 from mmrepmtl.deployment.check import BATCHES
 from mmrepmtl.deployment.export import OnnxExport, export_onnx
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config_or_workdir', help='a config file, or the work directory of a run')
-    parser.add_argument('--checkpoint', help='the file (default: the last one of the work directory)')
+    add_model(parser)
+    add_checkpoint(parser)
     parser.add_argument('--out', help='the file to write (default: beside the checkpoint, with the ending .onnx)')
-    parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
-    )
+    add_size(parser)
     parser.add_argument('--opset', type=int, help="version of the ONNX operators (default: the exporter's)")
     parser.add_argument('--dynamic-size', action='store_true', help='leave height and width free, as the batch is')
     parser.add_argument(
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         default=1e-4,
         help="largest difference from PyTorch, as a fraction of the output's largest magnitude (default: 1e-4)",
     )
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 

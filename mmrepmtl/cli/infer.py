@@ -12,21 +12,21 @@ from mmengine.utils import ProgressBar
 
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.inputs import MAX_PIXELS, find_inputs
+from mmrepmtl.cli.arguments import add_checkpoint, add_device, add_model, add_size, add_trust
 from mmrepmtl.utils.command import in_one_line
 from mmrepmtl.utils.text import one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config_or_workdir', help='a config file, or the work directory of a run')
+    add_model(parser)
     parser.add_argument('input', nargs='+', help='images, videos, folders of them')
-    parser.add_argument('--checkpoint', help='the file (default: the last one of the work directory)')
+    add_checkpoint(parser)
     parser.add_argument('--out-dir', default='predictions', help='where the files go (default: predictions)')
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--device', help='for example cuda:0 or cpu (default: a GPU where there is one)')
-    parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the network input, instead of the config'
-    )
+    add_device(parser)
+    add_size(parser)
     parser.add_argument(
         '--max-pixels',
         type=int,
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         metavar='N',
         help=f'pictures of more pixels are refused before they are decoded (default: {MAX_PIXELS})',
     )
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
+    add_trust(parser)
     return parser.parse_args(argv)
 
 

@@ -8,6 +8,7 @@ from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument('config', nargs='?', help='a config with a folder _base_/methods above it (default: ours)')
     return parser.parse_args(argv)

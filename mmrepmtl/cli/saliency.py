@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from mmrepmtl.apis import load_config
 from mmrepmtl.apis.image_pipeline import ImagePipeline
 from mmrepmtl.apis.loading import load_model, target_declarations
 from mmrepmtl.apis.splits import dataset_of, picture_dataset
+from mmrepmtl.cli.arguments import add_config, add_config_options, add_device, add_trust
 from mmrepmtl.datasets.readers import read_picture_image
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.structures import MultiTaskDataSample
@@ -39,18 +40,16 @@ Item = tuple[str, Tensor, MultiTaskDataSample | None]
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument('checkpoint')
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='a file, or SPLIT:INDEX,INDEX,...')
     parser.add_argument('--compare', metavar='CHECKPOINT', help='a second model of the same config, drawn beside it')
     parser.add_argument('--out', default='saliency.png', help='the picture (default: saliency.png)')
-    parser.add_argument(
-        '--device', type=device_argument, help='for example cuda:0 or cpu (default: a GPU where there is one)'
-    )
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load checkpoints that hold more than data')
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
+    add_device(parser, device_argument)
+    add_trust(parser, several=True)
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 

@@ -1,37 +1,32 @@
 """Evaluates a checkpoint: a table of metrics beside the best constant prediction, Delta p, pictures."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-
-from mmengine.config import DictAction
 
 from mmrepmtl.apis import evaluate, finish_launch, load_config
 from mmrepmtl.apis.config import check_comparable
 from mmrepmtl.apis.splits import check_split
+from mmrepmtl.cli.arguments import add_config, add_config_options, add_launcher, add_trust, add_work_dir, parse_launched
 from mmrepmtl.evaluation import load_baseline, load_results
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument('checkpoint')
-    parser.add_argument('--work-dir', help='where test_metrics.json goes (default: work_dirs/CONFIG)')
+    add_work_dir(parser, 'where test_metrics.json goes')
     parser.add_argument(
         '--stl', nargs='+', metavar='RESULTS.json', help='results of the single-task baseline, for Delta p'
     )
     parser.add_argument('--show-dir', help='where predictions.png goes')
     parser.add_argument('--no-constant', action='store_true', help='leave out the best constant predictions')
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_trust(parser)
+    add_config_options(parser)
+    add_launcher(parser)
+    return parse_launched(parser, argv)
 
 
 @in_one_line

@@ -1,22 +1,21 @@
 """Trains a model from a config."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
-from mmengine.config import DictAction
-
 from mmrepmtl.apis import apply_selection, finish_launch, load_config, train, train_single_tasks
+from mmrepmtl.cli.arguments import add_config, add_config_options, add_launcher, add_trust, add_work_dir, parse_launched
 from mmrepmtl.engine import Interrupted
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument('--method', help='the method, as `mmrepmtl methods` lists them; stl trains each task alone')
     parser.add_argument('--regularizer', help="overlay whose regularisers are added to the method's, e.g. rep-mtl")
-    parser.add_argument('--work-dir', help='where the run writes (default: work_dirs/CONFIG)')
+    add_work_dir(parser, 'where the run writes')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -28,7 +27,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--force-resume', action='store_true', help='resume although the method or the number of processes differs'
     )
-    parser.add_argument('--trust-checkpoint', action='store_true', help='load checkpoints that hold more than data')
+    add_trust(parser, several=True)
     parser.add_argument(
         '--selection',
         choices=['last', 'best-val', 'last10'],
@@ -53,13 +52,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     )
     parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16'])
     parser.add_argument('--seed', type=int)
-    parser.add_argument('--data-root', help='folder of the data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_config_options(parser)
+    add_launcher(parser)
+    return parse_launched(parser, argv)
 
 
 @in_one_line

@@ -36,7 +36,7 @@ def check_labels(owner: str, labels: Mapping[str, Mapping], places: Mapping[str,
     check_target_names(labels)
     for name, label in labels.items():
         kind = label.get('kind')
-        if kind not in places:
+        if kind is None or kind not in places:
             raise ValueError(f'{owner}: label {name!r} has the kind {kind!r}, expected one of {", ".join(places)}')
         allowed = ('kind', *KINDS[kind].options, *places[kind])
         unknown = [key for key in label if key not in allowed]
@@ -220,6 +220,7 @@ class ReadNumbers:
         self.count = count
 
     def __call__(self, path: str) -> np.ndarray:
+        numbers: np.ndarray | list[float]
         if _is_array(path):
             numbers = readers.read_npy(path, f'({self.count},) numbers').ravel()
         else:

@@ -18,13 +18,13 @@ class FileSet:
     Args:
         folder: The folder that they are in.
         endings: The rest of a file's name after the sample's, '.png' or '_gtFine_labelIds.png'; case is ignored.
-        reader: From a path to the array of ``MultiTaskDataset``'s table.
+        reader: From a path to the value of ``MultiTaskDataset``'s table: an array or a number; None for unlabelled.
         nested: Whether the files are one level deeper, in folders of any name.
     """
 
     folder: Path
     endings: tuple[str, ...]
-    reader: Callable[[str], np.ndarray]
+    reader: Callable[[str], Any]
     nested: bool = False
 
     def paths(self) -> dict[str, Path]:

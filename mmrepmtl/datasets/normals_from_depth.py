@@ -44,9 +44,10 @@ def normals_from_depth(
         raise ValueError(f'normals_from_depth: radius is {radius}, expected 1 or more')
     valid = np.isfinite(depth) & (depth > 0)
     inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
-    plane, solved = None, valid
-    for gate in GATES:
-        plane, solved = _fit_planes(inverse, valid, plane, gate, (1 / fx, 1 / fy), _offsets(radius))
+    pitch, offsets = (1 / fx, 1 / fy), _offsets(radius)
+    plane, solved = _fit_planes(inverse, valid, None, GATES[0], pitch, offsets)
+    for gate in GATES[1:]:
+        plane, solved = _fit_planes(inverse, valid, plane, gate, pitch, offsets)
     slope_x, slope_y, centre = plane
     x = (np.arange(depth.shape[1], dtype=np.float32) + 0.5 - cx) / fx
     y = (cy - np.arange(depth.shape[0], dtype=np.float32) - 0.5) / fy

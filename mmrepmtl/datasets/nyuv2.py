@@ -1,6 +1,8 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmrepmtl.datasets import readers
 from mmrepmtl.datasets.folder_archive import FileSet, FolderArchiveDataset
@@ -43,7 +45,7 @@ FOLDERS = dict(image='image', semseg='label', depth='depth', normal='normal')
 SPLIT_FOLDERS = dict(train=('train',), val=('val', 'test'), test=('test', 'val'))
 
 # Endings and reader of each modality's files, by layout.
-FILES = dict(
+FILES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Callable[[str], np.ndarray]]]] = dict(
     npy=dict(
         image=(('.npy',), readers.read_npy_image),
         semseg=(('.npy',), readers.read_npy_label),

@@ -63,8 +63,7 @@ def class_names(lines: list[SplitLine], num_classes: int) -> tuple[str, ...]:
     for line in lines:
         if (other := images.setdefault(line.image, line)) is not line:
             raise ValueError(f'{line.where}: {line.image} is in {other.where} too; an image belongs to one split, once')
-        for known, key in ((by_label, line.label), (by_name, line.class_name)):
-            other = known.setdefault(key, line)
+        for other in (by_label.setdefault(line.label, line), by_name.setdefault(line.class_name, line)):
             if (other.label, other.class_name) != (line.label, line.class_name):
                 raise ValueError(
                     f'{line.where}: label {line.label} is {line.class_name!r} here, but in {other.where} label '
@@ -138,7 +137,9 @@ class OfficeDataset(MultiTaskDataset):
         folder = root / self.domain
         if not folder.is_dir():
             folder = root / self.domain.replace('_', ' ')
-        samples = [dict(path=str(Path(folder, *Path(line.image).parts[1:])), label=line.label) for line in self._lines]
+        samples: list[dict[str, Any]] = [
+            dict(path=str(Path(folder, *Path(line.image).parts[1:])), label=line.label) for line in self._lines
+        ]
         missing = [i for i, sample in enumerate(samples) if not Path(sample['path']).is_file()]
         if missing:
             raise FileNotFoundError(

@@ -200,6 +200,7 @@ class PreferredFiles(FileSet):
     first: Path = Path()
 
     def paths(self) -> dict[str, Path]:
+        """{name of the sample: file}; the file in ``first`` where there is one."""
         return super().paths() | readers.list_files(self.first, self.endings)
 
 
@@ -356,7 +357,7 @@ def read_distilled_normals(path: str, label_maps: Path) -> np.ndarray:
 def read_normals(path: str) -> np.ndarray:
     """Normals (H, W, 3) of the prepared layout, coded alike, with black (0, 0, 0) for invalid."""
     coded = read_coded_normals(path)
-    return decode_normals(coded, coded.any(axis=-1))
+    return decode_normals(coded, np.asarray(coded.any(axis=-1)))
 
 
 def read_human_parts(path: str, without_people: frozenset[str] = frozenset()) -> np.ndarray | None:

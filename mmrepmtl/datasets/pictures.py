@@ -47,8 +47,10 @@ _FORMATS: tuple[tuple[bytes, str, Callable[..., Image.Image]], ...] = (
 )
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 # Pillow's parsers raise these for a file that is no picture.
-_HEADER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError)
-_HEADER_ERRORS += (struct.error, AttributeError, RuntimeError, MemoryError)
+_HEADER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError),
+    *(struct.error, AttributeError, RuntimeError, MemoryError),
+)
 # Libjpeg goes on after these with grey or wrong pixels; a few bytes too many before the end do no harm.
 _DAMAGE = re.compile(r'Corrupt JPEG data|Premature end of JPEG|Not enough data at|TIFFFill\w+: Read error')
 _HARMLESS = re.compile(r'Corrupt JPEG data: [1-4] extraneous bytes before marker 0xd9')
@@ -195,7 +197,7 @@ def decode_bytes(
     data: np.ndarray, path: str, flags: int, expected: str, limit: int | None = None
 ) -> tuple[np.ndarray, Header]:
     """As :func:`decode`, from the bytes (N,) uint8 of the file, which ``path`` names in errors."""
-    header = read_header(memoryview(data), path, expected, limit)
+    header = read_header(data.data, path, expected, limit)
     # OpenCV turns a TIFF always, other files only with some flags.
     if flags != cv2.IMREAD_UNCHANGED:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -208,7 +210,7 @@ def decode_bytes(
     damage = next((line for line in messages if _DAMAGE.search(line) and not _HARMLESS.search(line)), None)
     if array is None and header.format == 'TIFF' and header.mode in ('F', 'I'):
         # Pillow has turned it, too.
-        array, damage = np.asarray(_load(memoryview(data), path, expected)), None
+        array, damage = np.asarray(_load(data.data, path, expected)), None
     if array is None or damage is not None:
         # Without the clock and the source line of OpenCV's log.
         why = damage.strip().rpartition('TIFF_Error ')[2] if damage else 'it is damaged or cut off'
@@ -222,7 +224,7 @@ def open_pixels(path: str, expected: str, limit: int | None = None) -> Image.Ima
     Raises:
         FileNotFoundError, ValueError: As :func:`decode`.
     """
-    data = memoryview(read_bytes(path, expected, limit))
+    data = read_bytes(path, expected, limit).data
     header = read_header(data, path, expected, limit)
     opened = _load(data, path, expected)
     method = _TRANSPOSES.get(header.orientation)

@@ -24,7 +24,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+        self.dataset: Any = dataset  # torch declares no __len__, __getitem__ alone
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, EpochIndex):
@@ -67,7 +67,8 @@ class PositionedSampler(Sampler):
     def __init__(self, sampler: Any, per_batch: int, seed: int) -> None:
         self.sampler_inside, self.per_batch, self.seed_of_run = sampler, per_batch, seed
         self.rank, self.world_size = get_dist_info()
-        self._pass, self._begun = 0, None
+        self._pass = 0
+        self._begun: tuple[Iterator, int] | None = None
 
     def __iter__(self) -> Iterator:
         begun, self._begun = self._begun, None

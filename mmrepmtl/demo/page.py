@@ -104,7 +104,7 @@ class Demo:
         except ValueError as error:  # the predictions are worth seeing all the same
             missing = str(error)
         else:
-            grids = [tuple(level.magnitude_TBHW.shape[-2:]) for level in levels]
+            grids = [(level.magnitude_TBHW.shape[-2], level.magnitude_TBHW.shape[-1]) for level in levels]
             saliency, ownership = saliency_panels(levels, fit(picture, size, smooth=True), prepared.content)
         height, width = picture.shape[:2]
         note = f'{escape(name)}: {original[1]} x {original[0]} pixels'
@@ -123,7 +123,7 @@ def read_upload(path: str | Path, name: str) -> tuple[np.ndarray, tuple[int, int
         ValueError: It is no picture, or has more than MAX_PIXELS pixels; names the file.
     """
     try:
-        header = read_header(memoryview(read_bytes(str(path), 'an image', MAX_PIXELS)), name, 'an image', 2**62)
+        header = read_header(read_bytes(str(path), 'an image', MAX_PIXELS).data, name, 'an image', 2**62)
     except (OSError, ValueError) as error:
         raise ValueError(f'{name} cannot be read as an image, or is damaged; give a JPEG, PNG or WebP file') from error
     height, width = header.size

@@ -79,6 +79,7 @@ def prediction_panel(prediction: np.ndarray, meta: Mapping[str, Any], size: tupl
     if kind == 'segmentation':
         return Panel(pair.prediction, _classes(prediction, meta))
     if kind == 'depth':
+        assert pair.scale is not None  # as the depths in PAIRS have it
         low, high, _ = pair.scale
         unit, what = ('', 'inverse depth, in the unit of the data set') if meta.get('inverse') else (' m', 'metres')
         bar = _bar(DEPTH_COLOURS_K3, f'{low:.2f}{unit}', f'{high:.2f}{unit}')

@@ -118,7 +118,10 @@ def _expected(
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Values and weights of what PyTorch predicts, made sure of by a second look."""
     first, second = (
-        {task: tuple(part if part is None else part.numpy() for part in found) for task, found in looked.items()}
+        {
+            task: (found.value.numpy(), None if found.weight is None else found.weight.numpy())
+            for task, found in looked.items()
+        }
         for looked in (predict(model, images), predict(model, images))
     )
     for task, (value, weight) in first.items():

@@ -88,11 +88,10 @@ def _finish(head: TaskHead, output: Tensor) -> Tensor:
     """From the raw output to the output of the graph."""
     if head.kind == 'classification':
         return output.softmax(dim=1)
-    if head.kind == 'binary':
-        return head.prediction(output)[:, None]
     if head.kind == 'segmentation' or not isinstance(head, DenseHead):
         return output
-    return head.prediction(output)
+    predicted = head.prediction(output)
+    return predicted[:, None] if head.kind == 'binary' else predicted
 
 
 class Prediction(NamedTuple):
@@ -122,7 +121,7 @@ def predict(model: MultiTaskModel, images: Tensor) -> dict[str, Prediction]:
         value, weight = torch.stack(head.predict(output, data['data_samples'])), None
         if head.kind == 'binary':
             value = value[:, None]
-        if KINDS[head.kind].directions:
+        if KINDS[form_of(task, head)[0]].directions:
             # The direction of a vector near zero is made of rounding errors.
             length = output[..., :height, :width].norm(dim=1, keepdim=True)
             weight = (length / length.median().clamp(min=1e-12)).clamp(max=1)
@@ -136,7 +135,7 @@ def form_of(task: str, head: TaskHead) -> tuple[str, str, tuple[str, ...]]:
     Raises:
         ValueError: The head is of no known kind.
     """
-    if head.kind in FORMS:
+    if head.kind is not None and head.kind in FORMS:
         return head.kind, *FORMS[head.kind]
     known = ', '.join(KINDS[kind].head for kind in FORMS)
     raise ValueError(
@@ -157,13 +156,14 @@ def describe(model: MultiTaskModel, targets: Mapping[str, Mapping[str, Any]]) ->
     """
     described = {}
     for task, head in model.heads.items():
-        if head.target not in targets:
-            raise ValueError(f'task {task!r}: the target {head.target!r} is not declared; there are {list(targets)}')
-        meta = targets[head.target]
+        target = head.target_name
+        if target not in targets:
+            raise ValueError(f'task {task!r}: the target {target!r} is not declared; there are {list(targets)}')
+        meta = targets[target]
         kind, holds, axes = form_of(task, head)
         if meta.get('kind') != kind:
             raise ValueError(
-                f'task {task!r}: {type(head).__name__} predicts {kind}, but the target {head.target!r} is declared as '
+                f'task {task!r}: {type(head).__name__} predicts {kind}, but the target {target!r} is declared as '
                 f'{meta.get("kind")!r}'
             )
         about: dict[str, Any] = dict(kind=kind, holds=holds, axes=list(axes))

@@ -66,6 +66,7 @@ def to_onnx(
             )
         except Exception as error:
             raise ValueError(f'the model cannot be exported to ONNX: {_reason(error)}') from error
+    assert program is not None  # which it is only without dynamo
     _name_outputs(program.model.graph, model.tasks)
     _forget_sources(program.model)
     program.model.metadata_props.update(metadata)
@@ -119,7 +120,7 @@ def _forget_sources(model: Any) -> None:
 @contextlib.contextmanager
 def _plain_attention(model: nn.Module) -> Iterator[None]:
     """Lets timm compute attention step by step: torch's exporter knows the fused one for four axes only."""
-    fused = [part for part in model.modules() if getattr(part, 'fused_attn', False)]
+    fused: list[Any] = [part for part in model.modules() if getattr(part, 'fused_attn', False)]
     for part in fused:
         part.fused_attn = False
     try:

@@ -32,6 +32,8 @@ class AverageMetricHook(Hook):
         self._add(metrics)
 
     def _add(self, metrics: dict | None) -> None:
-        values = [value for key, value in (metrics or {}).items() if key.rpartition('/')[2] == self.metric]
+        if metrics is None:
+            return
+        values = [value for key, value in metrics.items() if key.rpartition('/')[2] == self.metric]
         if len(values) > 1:
             metrics[f'{AVERAGE}/{self.metric}'] = math.fsum(values) / len(values)

@@ -187,16 +187,16 @@ def _build(specs: Specs, dataset: Any) -> list[StreamingMetric]:
     return metrics
 
 
-def _samples(dataset: Iterable, max_samples: int | None, progress: bool) -> Iterator[MultiTaskDataSample]:
+def _samples(dataset: Any, max_samples: int | None, progress: bool) -> Iterator[MultiTaskDataSample]:
     if max_samples is not None and max_samples < 1:
         raise ValueError(f'max_samples is {max_samples}, but must be at least 1')
+    items: Iterable = dataset
+    taken = max_samples
     if hasattr(dataset, '__getitem__') and hasattr(dataset, '__len__'):
         size = len(dataset)
-        taken = size if max_samples is None else min(max_samples, size)
+        number = taken = size if max_samples is None else min(max_samples, size)
         # Spread over the set: neighbouring samples often show the same scene.
-        items = (dataset[index * size // taken] for index in range(taken))
-    else:
-        items, taken = dataset, max_samples
+        items = (dataset[index * size // number] for index in range(number))
     bar = ProgressBar(taken or 0, file=sys.stdout) if progress else None
     seen = 0
     for item in items:
@@ -210,7 +210,7 @@ def _samples(dataset: Iterable, max_samples: int | None, progress: bool) -> Iter
 
 
 def _unpack(item: Any) -> Sequence[MultiTaskDataSample]:
-    found = item.get('data_samples') if isinstance(item, Mapping) else item
+    found: Any = item.get('data_samples') if isinstance(item, Mapping) else item
     samples = found if isinstance(found, Sequence) else [found]
     for sample in samples:
         if not isinstance(sample, MultiTaskDataSample):

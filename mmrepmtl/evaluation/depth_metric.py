@@ -51,10 +51,12 @@ class DepthMetric(StreamingMetric):
         return valid
 
     def zeros(self) -> Totals:
+        """``count`` of valid pixels, and sums of absolute, relative and squared errors."""
         sums = {name: torch.zeros((), dtype=torch.float64) for name in ('abs', 'rel', 'square')}
         return {'count': torch.tensor(0)} | sums
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
+        """Raises ValueError unless both have one shape."""
         check_same_shape(prediction, target)
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
@@ -68,6 +70,7 @@ class DepthMetric(StreamingMetric):
         return {'count': valid.sum(), 'abs': error.sum(), 'rel': (error / target).sum(), 'square': error.square().sum()}
 
     def compute(self, totals: Totals) -> dict[str, float]:
+        """``abs_err`` and ``rmse`` in the unit of the targets, ``rel_err`` as a fraction."""
         count = totals['count']
         return {
             'abs_err': float(totals['abs'] / count),

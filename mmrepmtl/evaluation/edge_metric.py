@@ -58,6 +58,7 @@ class EdgeMetric(BinaryMetric):
         self.max_distance = max_distance
 
     def zeros(self) -> Totals:
+        """Counts of true pixels, and of matched and predicted ones at each threshold."""
         size = len(self.thresholds)
         counts = {name: torch.zeros(size, dtype=torch.int64) for name in ('matched', 'predicted')}
         return {'count': torch.tensor(0), 'true': torch.tensor(0)} | counts
@@ -93,6 +94,7 @@ class EdgeMetric(BinaryMetric):
         return {'odsF': float(_f_measure(totals).max()) * 100}
 
     def definition(self) -> str:
+        """Says how predictions are paired with true pixels."""
         return (
             f'odsF in percent, the largest F over {len(self.thresholds)} thresholds, precision and recall from counts '
             'over the whole set; predictions are thinned, and paired one to one with true pixels at most '
@@ -100,6 +102,7 @@ class EdgeMetric(BinaryMetric):
         )
 
     def describe(self, totals: Totals) -> str:
+        """The best threshold, with its precision and recall."""
         best = int(_f_measure(totals).argmax())
         matched, predicted = int(totals['matched'][best]), int(totals['predicted'][best])
         return (

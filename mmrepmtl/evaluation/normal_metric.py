@@ -35,11 +35,13 @@ class NormalMetric(StreamingMetric):
         return (size > 0) & size.isfinite()
 
     def zeros(self) -> Totals:
+        """``count`` of valid pixels, those below each angle, the sum and the histogram of angles."""
         counts = {name: torch.tensor(0) for name in ('count', *THRESHOLDS)}
         histogram = torch.zeros(BINS, dtype=torch.int64)
         return counts | {'angle': torch.zeros((), dtype=torch.float64), 'histogram': histogram}
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
+        """Raises ValueError unless both are (3, H, W)."""
         check_same_shape(prediction, target)
         if target.shape[0] != 3:
             raise ValueError(f'normals have shape (3, H, W), but the target has {tuple(target.shape)}')

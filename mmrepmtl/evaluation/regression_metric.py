@@ -25,12 +25,15 @@ class RegressionMetric(StreamingMetric):
         return target.isfinite()
 
     def zeros(self) -> Totals:
+        """``count`` of valid values, and sums of absolute and squared errors."""
         return {'count': torch.tensor(0)} | {name: torch.zeros((), dtype=torch.float64) for name in ('abs', 'square')}
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
+        """Raises ValueError unless both have one shape."""
         check_same_shape(prediction, target)
 
     def statistics(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Totals:
+        """Count and errors of the valid values of all samples."""
         target = torch.cat([value.flatten() for value in targets])
         valid = self.valid(target)
         prediction = torch.cat([value.flatten() for value in predictions])[valid].double()
@@ -38,10 +41,12 @@ class RegressionMetric(StreamingMetric):
         return {'count': valid.sum(), 'abs': error.sum(), 'square': error.square().sum()}
 
     def compute(self, totals: Totals) -> dict[str, float]:
+        """``mae`` and ``rmse`` in the unit of the targets."""
         return {
             'mae': float(totals['abs'] / totals['count']),
             'rmse': float((totals['square'] / totals['count']).sqrt()),
         }
 
     def definition(self) -> str:
+        """Says what the errors are averaged over."""
         return 'mae and rmse over all valid values of the set, all components alike'

@@ -128,6 +128,7 @@ class SaliencyMetric(BinaryMetric):
         )
 
     def describe(self, totals: Totals) -> str:
+        """The thresholds of the best F-measure and IoU, with precision and recall."""
         f, iou, precision, recall = self._curves(totals)
         best = int(f.argmax())
         return (

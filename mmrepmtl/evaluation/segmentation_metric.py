@@ -69,6 +69,7 @@ class SegmentationMetric(StreamingMetric):
         return target != VOID
 
     def zeros(self) -> Totals:
+        """The confusion matrix, and ``count`` of labelled pixels."""
         size = self.num_classes
         return {'count': torch.tensor(0), 'confusion': torch.zeros(size, size, dtype=torch.int64)}
 
@@ -95,6 +96,7 @@ class SegmentationMetric(StreamingMetric):
         return {'count': confusion.sum(), 'confusion': confusion}
 
     def compute(self, totals: Totals) -> dict[str, float]:
+        """``mIoU`` and ``pixAcc`` in percent."""
         iou, present = class_iou(totals['confusion'])
         return {
             'mIoU': float(iou[present].mean()) * 100,
@@ -104,13 +106,14 @@ class SegmentationMetric(StreamingMetric):
     def batch_values(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float] | None:
         """The mean over the images that have a labelled pixel, each with its own confusion matrix."""
         pairs = zip(predictions, targets, strict=True)
-        images = [super(SegmentationMetric, self).batch_values([one], [other]) for one, other in pairs]
-        images = [values for values in images if values is not None]
+        each = [super(SegmentationMetric, self).batch_values([one], [other]) for one, other in pairs]
+        images = [values for values in each if values is not None]
         if not images:
             return None
         return {name: math.fsum(values[name] for values in images) / len(images) for name in self.names}
 
     def definition(self) -> str:
+        """Says what the metrics are averaged over."""
         if self.reduction == 'batch':
             return (
                 'mIoU and pixAcc in percent of each image, from its own confusion matrix, over the classes that '
@@ -123,6 +126,7 @@ class SegmentationMetric(StreamingMetric):
         )
 
     def describe(self, totals: Totals) -> str:
+        """A table of the IoU of each class and its share of the pixels."""
         iou, present = class_iou(totals['confusion'])
         share = totals['confusion'].sum(1).double() / totals['count']
         rows = [

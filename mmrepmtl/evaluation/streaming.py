@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, overload
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
@@ -85,7 +85,7 @@ class StreamingMetric(BaseMetric):
                 'of per-batch values differ from it)'
             )
         unknown = sorted(set(report or ()) - set(self.names))
-        if unknown or (report is not None and not report):
+        if report is not None and (unknown or not report):
             raise ValueError(
                 f"{type(self).__name__} of '{task}': report={list(report)} is not a part of its metrics "
                 f'{", ".join(self.names)}'
@@ -341,6 +341,10 @@ class StreamingMetric(BaseMetric):
             print_log(details, logger='current')
 
 
+@overload
+def _add(left: Totals, right: Totals | None) -> Totals: ...
+@overload
+def _add(left: Totals | None, right: Totals | None) -> Totals | None: ...
 def _add(left: Totals | None, right: Totals | None) -> Totals | None:
     """The sum, not in place; None stands for zeros."""
     if left is None or right is None:

@@ -108,6 +108,7 @@ def _check_heads(heads: Mapping[str, Mapping], targets: Targets) -> Iterator[str
             )
         elif kind in KINDS and (option := KINDS[kind].count):
             key = KINDS[kind].names
+            assert cls is not None and key is not None  # which have a kind and a count of names
             parameter = inspect.signature(cls).parameters.get(option)
             number, there = head.get(option, getattr(parameter, 'default', None)), len(targets[name][key])
             # A head of a user's own may find out the number in another way.
@@ -133,8 +134,9 @@ def _check_metrics(
             yield f'{label}: the data set has no target {name!r}, only {_listed(targets)}; set target=... in the metric'
             continue
         kind = targets[name]['kind']
-        if getattr(cls, 'kind', kind) != kind:
-            yield f'{label}: it evaluates targets of kind {cls.kind!r}, but {name!r} is of kind {kind!r}'
+        evaluates = getattr(cls, 'kind', kind)
+        if evaluates != kind:
+            yield f'{label}: it evaluates targets of kind {evaluates!r}, but {name!r} is of kind {kind!r}'
         elif metric.get('num_classes') not in (None, len(targets[name].get('classes', ()))):
             there = len(targets[name].get('classes', ()))
             yield f'{label}: num_classes={metric["num_classes"]}, but {name!r} has {there} classes'

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mmrepmtl.apis.splits import dataset_of, loader_of
 from mmrepmtl.datasets import MultiTaskDataset
@@ -60,14 +60,14 @@ def check_dataset(
             continue
         datasets[split] = dataset
         found.add(*check_loader(loader, dataset, split))
-        same = next((other for other, (settings, _) in read.items() if settings == str(loader.dataset)), None)
+        same = next((other for other, (settings, _) in read.items() if settings == str(loader['dataset'])), None)
         if same is not None:
             print(f'{split}: the same data set as {same}')
             continue
         counts = list(_other_counts(split, dataset))
         found.add(*([], counts) if allow_partial else (counts, []))
         paths = _read(dataset, split, workers, max_errors, (cfg.get('randomness') or {}).get('seed') or 0, found)
-        read[split] = (str(loader.dataset), paths)
+        read[split] = (str(loader['dataset']), paths)
     found.add(*check_links(cfg, {split: _targets(dataset) for split, dataset in datasets.items()}))
     _check_overlap({split: paths for split, (_, paths) in read.items()}, found)
     print(f'{len(found.defects)} defects' if found.defects else 'no defects')
@@ -129,7 +129,7 @@ def _targets(dataset: Any) -> dict[str, Mapping]:
     return declared if declared is not None else dict(leaves(dataset)[0].metainfo.get('targets', {}))
 
 
-class _Probe:
+class _Probe(Dataset[SampleFacts]):
     """Facts of the samples of data sets, one after the other."""
 
     def __init__(self, datasets: Sequence[Any], seed: int, training: bool) -> None:
@@ -157,7 +157,9 @@ def _read(dataset: Any, split: str, workers: int, max_errors: int, seed: int, fo
     probe = _Probe(leaves(dataset), seed, training=split == 'train')
     loader = DataLoader(probe, batch_size=None, num_workers=workers, collate_fn=_identity, worker_init_fn=_start_worker)
     targets = {name: TargetFacts() for name in _targets(dataset)}
-    sizes, fed, paths, wrong, constant = Counter(), Counter(), set(), 0, []
+    sizes: Counter[str] = Counter()
+    fed: Counter[str] = Counter()
+    paths, wrong, constant = set(), 0, []
     report = ProgressLines()
     for done, facts in enumerate(loader, start=1):
         report(done, len(probe))

@@ -28,14 +28,23 @@ def fields_of(heads: Mapping[str, DenseHead]) -> dict[str, str]:
     """
     fields: dict[str, str] = {}
     for task, head in heads.items():
-        if head.kind not in FIELDS:
-            raise ValueError(
-                f'MultiTaskSegmentor: task {task!r} ({type(head).__name__}) has no map that mmseg could show; leave it '
-                'to MultiTaskModel'
-            )
-        field = FIELDS[head.kind] or task
+        field = FIELDS[kind_of(task, head)] or task
         fields[task] = task if field in fields.values() else field
     return fields
+
+
+def kind_of(task: str, head: DenseHead) -> str:
+    """The kind of a head's target, one of ``FIELDS``.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    if head.kind is None or head.kind not in FIELDS:
+        raise ValueError(
+            f'MultiTaskSegmentor: task {task!r} ({type(head).__name__}) has no map that mmseg could show; leave it '
+            'to MultiTaskModel'
+        )
+    return head.kind
 
 
 def to_multi_task(
@@ -53,13 +62,13 @@ def to_multi_task(
         if truth is None:
             continue
         target = truth.data[..., :height, :width]
-        kind = KINDS[heads[task].kind]
+        kind = KINDS[kind_of(task, heads[task])]
         target = F.pad(target, (0, size[1] - target.shape[-1], 0, size[0] - target.shape[-2]), value=kind.void)
-        converted.set_target(heads[task].target, target if len(kind.tensor) == 3 else target[0])
+        converted.set_target(heads[task].target_name, target if len(kind.tensor) == 3 else target[0])
     return converted
 
 
-def mirror(maps: Tensor, direction: str, kind: str) -> Tensor:
+def mirror(maps: Tensor, direction: str | None, kind: str) -> Tensor:
     """Flips maps (B, C, H, W) with their values; normals have axes (right, into the scene, up).
 
     Args:

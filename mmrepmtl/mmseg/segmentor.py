@@ -10,12 +10,12 @@ from mmseg.models.segmentors import BaseSegmentor, EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmrepmtl.models import DenseHead, MultiTaskDataPreprocessor, MultiTaskModel, SegmentationHead
+from mmrepmtl.models import DenseHead, MultiTaskDataPreprocessor, MultiTaskModel
 from mmrepmtl.models.heads.dense import resize
 from mmrepmtl.registry import MODELS
 from mmrepmtl.visualization import default_palette
 
-from .samples import as_pixel_data, fields_of, mirror, to_multi_task
+from .samples import as_pixel_data, fields_of, kind_of, mirror, to_multi_task
 
 
 # In mmengine's own registry: configs whose default scope is mmseg find it by its plain name.
@@ -45,6 +45,8 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
     Raises:
         ValueError: A head is not dense, ``classes`` or ``palette`` do not fit the number of classes.
     """
+
+    heads: Mapping[str, DenseHead]
 
     # mmseg's own; what they call is below.
     inference = EncoderDecoder.inference
@@ -81,13 +83,13 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
         segmentations = [task for task, field in self.fields.items() if field == 'sem_seg']
         #: The task whose prediction is ``pred_sem_seg``, or None.
         self.segmentation: str | None = segmentations[0] if segmentations else None
-        self.num_classes = self._channels.get(self.segmentation, 0)
+        self.num_classes = 0 if self.segmentation is None else self._channels[self.segmentation]
         self._dataset_meta = _class_meta(classes, palette, self.num_classes)
 
     # ---- what mmseg asks of a segmentor ----
 
     @property
-    def decode_head(self) -> SegmentationHead | None:
+    def decode_head(self) -> DenseHead | None:
         """The head of ``pred_sem_seg``."""
         return None if self.segmentation is None else self.heads[self.segmentation]
 
@@ -102,14 +104,14 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
 
     @dataset_meta.setter
     def dataset_meta(self, meta: Mapping[str, Any] | None) -> None:
-        targets = (meta or {}).get('targets', {})
+        meta = meta or {}
         if self.segmentation is not None:
-            meta = targets.get(self.heads[self.segmentation].target, meta)
-        classes = (meta or {}).get('classes')
+            meta = meta.get('targets', {}).get(self.heads[self.segmentation].target, meta) or {}
+        classes = meta.get('classes')
         if classes is not None and len(classes) == self.num_classes:
             self._dataset_meta = _class_meta(classes, meta.get('palette'), self.num_classes)
 
-    def extract_feat(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def extract_feat(self, inputs: Tensor) -> Tensor | tuple[Tensor, ...] | dict[str, Any]:
         """The shared representation of the images (B, 3, H, W)."""
         return self.represent(inputs)
 
@@ -143,7 +145,7 @@ class MultiTaskSegmentor(MultiTaskModel, BaseSegmentor):
         parts = dict(zip(self.heads, outputs.split(list(self._channels.values()), dim=1), strict=True))
         for row, sample in enumerate(data_samples):
             for task, head in self.heads.items():
-                kind = head.kind
+                kind = kind_of(task, head)
                 maps = _as_in_file(parts[task][row : row + 1], sample.metainfo, kind)
                 prediction = as_pixel_data(head.prediction(maps)[0], kind)
                 sample.set_data({f'pred_{self.fields[task]}': prediction})

@@ -74,7 +74,8 @@ class MultiTaskLocalVisualizer(SegLocalVisualizer):
             }
         else:
             arrays = {side: _array(row[side], row['kind']) for side in ('gt', 'pred') if row[side] is not None}
-            pair = make_pair(row['kind'], arrays.get('gt'), arrays.get('pred', arrays.get('gt')), {}, size)
+            prediction = arrays['pred' if 'pred' in arrays else 'gt']
+            pair = make_pair(row['kind'], arrays.get('gt'), prediction, {}, size)
             cells = {side: cell for side, cell in (('gt', pair.truth), ('pred', pair.prediction)) if side in arrays}
         return np.concatenate([cells[side] if side in cells else unlabelled_panel(size) for side in columns], axis=1)
 

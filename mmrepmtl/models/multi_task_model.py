@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModel
@@ -12,6 +12,7 @@ from mmrepmtl.registry import MODELS
 from mmrepmtl.structures import MultiTaskDataSample
 from mmrepmtl.utils.agreement import NamedSum
 
+from .heads.base import TaskHead
 from .necks.build import build_neck, check_layout
 
 _Config = Mapping[str, Any] | nn.Module
@@ -84,7 +85,9 @@ class MultiTaskModel(BaseModel):
         self.neck = None if neck is None else build_neck(neck, self.encoder, channels, tuple(heads))
         if self.neck is not None:
             channels = _channels(self.neck)
-        self.heads = nn.ModuleDict({task: _build(head, in_channels=channels) for task, head in heads.items()})
+        self.heads: Mapping[str, TaskHead] = cast(
+            Any, nn.ModuleDict({task: _build(head, in_channels=channels) for task, head in heads.items()})
+        )
         for task, head in self.heads.items():
             head.task = task
             head.target = head.target or task
@@ -182,6 +185,7 @@ class MultiTaskModel(BaseModel):
         """
         if data_samples is None:
             raise ValueError("MultiTaskModel: mode='loss' needs data_samples")
+        rows: Mapping[str, Sequence[int]]
         if self.encoder_forward == 'shared':
             rows = dict.fromkeys(self.tasks, range(len(data_samples)))
             outputs = self.raw_outputs(inputs)

@@ -50,11 +50,11 @@ class NamedSum:
             return {name: value.detach() for name, value in values.items()}
         own = None if error is not None else self._describe(values)
         if self._agreed is None:
-            self._agree(own, error)
-        total = self._reduce(values, own)
+            self._agreed = self._agree(own, error)
+        total = self._reduce(values, own, self._agreed)
         if total[-1]:  # the same on all ranks
-            self._agree(own, error)
-            total = self._reduce(values, own)
+            self._agreed = self._agree(own, error)
+            total = self._reduce(values, own, self._agreed)
         return dict(zip(self._agreed[0], total, strict=False))
 
     def _describe(self, values: Mapping[str, Tensor]) -> tuple:
@@ -63,17 +63,19 @@ class NamedSum:
         self._like = first.detach().new_empty(0)
         return tuple(sorted(values)), (('dtype', first.dtype), *self.facts.items())
 
-    def _reduce(self, values: Mapping[str, Tensor], own: tuple | None) -> Tensor:
-        names = self._agreed[0]
-        flat = self._like.new_zeros(len(names) + 1, dtype=dict(self._agreed[1])['dtype'])
-        if own == self._agreed:
+    def _reduce(self, values: Mapping[str, Tensor], own: tuple | None, agreed: tuple) -> Tensor:
+        names, facts = agreed
+        assert self._like is not None  # a rank that has described nothing yet has not agreed either
+        flat = self._like.new_zeros(len(names) + 1, dtype=dict(facts)['dtype'])
+        if own == agreed:
             flat[:-1] = torch.stack([values[name].detach() for name in names])
         else:
             flat[-1] = 1
         dist.all_reduce(flat, group=self.group)
         return flat
 
-    def _agree(self, own: tuple | None, error: ValueError | None) -> None:
+    def _agree(self, own: tuple | None, error: ValueError | None) -> tuple:
+        """Returns the description that all ranks share; ValueError on all of them if there is none."""
         reports: list = [None] * num_processes()
         dist.all_gather_object(reports, (own, None if error is None else str(error)), group=self.group)
         failed = {rank: text for rank, (_, text) in enumerate(reports) if text is not None}
@@ -86,7 +88,7 @@ class NamedSum:
             raise ValueError(
                 f'{self.owner}: the ranks bring different {self.what}: {differences(described)}. {self.advice}'
             )
-        self._agreed = own
+        return described[0]
 
 
 def differences(described: Sequence[tuple]) -> str:

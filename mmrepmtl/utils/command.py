@@ -18,6 +18,7 @@ def in_one_line(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> Any:
+        """Runs the tool; what it refuses is its last line."""
         try:
             return main(*args, **kwargs)
         except (ValueError, OSError) as error:

@@ -109,9 +109,9 @@ def _name_type(cfg: dict, kind: Any, key: str) -> None:
             built = kind.build()
         except (ImportError, AttributeError) as error:
             raise ValueError(f'{key}: {error}') from error
-        name = f'{kind.module}.{kind}'
+        full_name = f'{kind.module}.{kind}'
         # An object that cannot be found by its name is kept.
-        dict.__setitem__(cfg, 'type', name if _finds(name, built) else built)
+        dict.__setitem__(cfg, 'type', full_name if _finds(full_name, built) else built)
         return
     if isinstance(kind, partial):
         if kind.args or _dotted(kind.func) is None:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 # Ends the names of files that are not whole yet.
 TEMPORARY = '.tmp'
-_NAME = re.compile(rf'\..*\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}')
+_NAME = re.compile(rf'\.(.*\.)?[0-9a-f]{{32}}{re.escape(TEMPORARY)}(\.[a-z0-9]+)?')
 # Longest name of a file, in bytes, less what a temporary one has besides.
 _ROOM = 255 - len(f'..{uuid.uuid4().hex}{TEMPORARY}')
 
@@ -30,7 +30,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, file = _open_temporary(path)
+        temporary, file = open_temporary(path)
         try:
             with file:
                 yield file
@@ -45,11 +45,21 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file in the same folder, since a rename is one step within a file system only."""
-    start = path.name.encode()[:_ROOM].decode(errors='ignore')
+def open_temporary(path: Path, ending: str = '') -> tuple[Path, BinaryIO]:
+    """A new file in the same folder, since a rename is one step within a file system only.
+
+    :func:`sweep_temporary` lets it be for as long as it is open.
+
+    Args:
+        path: The file that it will be.
+        ending: Further ending of its name, such as '.mp4', for writers that go by it.
+
+    Returns:
+        Its path and the file, open for writing; the caller closes it, and renames or removes it.
+    """
+    start = path.name.encode()[: _ROOM - len(ending)].decode(errors='ignore')
     while True:
-        temporary = path.with_name(f'.{start}.{uuid.uuid4().hex}{TEMPORARY}')
+        temporary = path.with_name(f'.{start}.{uuid.uuid4().hex}{TEMPORARY}{ending}')
         file = open(temporary, 'xb')  # noqa: SIM115 - the caller closes it
         # The lock says that the writer lives; the system releases it, however the writer ends.
         with suppress(OSError):
@@ -71,13 +81,15 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def sweep_temporary(folder: str | os.PathLike) -> list[Path]:
-    """Removes what killed writers of :func:`whole_file` left in a folder; files that are being written stay.
+    """Removes what killed writers left in a folder, of :func:`whole_file` or :func:`open_temporary`.
+
+    Files that are being written stay.
 
     Returns:
         The files that were removed.
     """
     removed = []
-    for file in sorted(Path(folder).glob(f'.*{TEMPORARY}')):
+    for file in sorted(Path(folder).glob(f'.*{TEMPORARY}*')):
         if not _NAME.fullmatch(file.name):
             continue
         # Another process may sweep too, and a folder may be one that this one cannot change.

@@ -27,7 +27,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
         before = remaining
         for keeps in _KEEPS:
             codes = cv2.filter2D(pixels, -1, _WEIGHTS_33, borderType=cv2.BORDER_CONSTANT)
-            pixels &= cv2.LUT(codes, keeps)
+            np.bitwise_and(pixels, cv2.LUT(codes, keeps), out=pixels)
         remaining = np.count_nonzero(pixels)
         if remaining == before:
             return pixels.astype(bool)
@@ -37,8 +37,8 @@ def _keep_tables() -> tuple[np.ndarray, np.ndarray]:
     """For each code of a neighbourhood and both sub-iterations: whether its middle stays, (256,) uint8 each."""
     codes = np.arange(256)
     # x[1] to x[8] as in the paper; x[9] is x[1] again.
-    x = [None, *((codes >> bit & 1).astype(bool) for bit in range(8))]
-    x.append(x[1])
+    x = {number: (codes >> (number - 1) & 1).astype(bool) for number in range(1, 9)}
+    x[9] = x[1]
     crossings = sum((~x[2 * i - 1] & (x[2 * i] | x[2 * i + 1])).astype(int) for i in range(1, 5))
     pairs_1 = sum((x[2 * i - 1] | x[2 * i]).astype(int) for i in range(1, 5))
     pairs_2 = sum((x[2 * i] | x[2 * i + 1]).astype(int) for i in range(1, 5))

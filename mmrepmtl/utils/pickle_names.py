@@ -3,7 +3,7 @@
 import pickletools
 import re
 import zipfile
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 #: A legacy file is a row of pickles: number, version, system, content, storages.
 _MAX_PICKLES = 5
@@ -46,11 +46,12 @@ def _all_names(file: BinaryIO) -> list[str]:
     return [name for _ in range(_MAX_PICKLES) for name in _names(file)]
 
 
-def _names(stream: BinaryIO) -> list[str]:
+def _names(stream: IO[bytes]) -> list[str]:
     names: list[str] = []
     texts: list[str] = []  # strings in the order in which they were pushed, which STACK_GLOBAL takes two of
     memo: dict[int, str | None] = {}
     last: str | None = None
+    argument: Any  # its type depends on the instruction
     try:
         for instruction, argument, _ in pickletools.genops(stream):
             kind = instruction.name

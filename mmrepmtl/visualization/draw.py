@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """A part of a legend's line: a swatch of the colour, if any, and text."""
 
     x: float
-    colour: tuple[int, int, int] | None
+    colour: tuple[int, ...] | None
     text: str
 
 
@@ -280,7 +280,7 @@ def _legend(head_targets, targets_meta, samples, width: int) -> list[list[Entry]
     return lines
 
 
-def wrap_legend(target: str, entries: Sequence[tuple[tuple[int, int, int], str]], width: int) -> list[list[Entry]]:
+def wrap_legend(target: str, entries: Sequence[tuple[tuple[int, ...], str]], width: int) -> list[list[Entry]]:
     """Colours and names in lines of at most ``width`` pixels."""
     text_font = font(13)
     x = start = text_font.getlength(f'{target}:') + 10
@@ -296,7 +296,7 @@ def wrap_legend(target: str, entries: Sequence[tuple[tuple[int, int, int], str]]
     return lines
 
 
-def draw_legend(draw: ImageDraw.ImageDraw, lines: Sequence[Sequence[Entry]], top: int, left: int = MARGIN) -> None:
+def draw_legend(draw: ImageDraw.ImageDraw, lines: Sequence[Sequence[Entry]], top: int, left: float = MARGIN) -> None:
     """Draws the lines of a legend, from (left, top)."""
     origin = left
     for number, line in enumerate(lines):

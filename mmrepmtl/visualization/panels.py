@@ -89,7 +89,9 @@ def fit(panel: np.ndarray, size: tuple[int, int], smooth: bool = False) -> np.nd
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's embedded font, so that pictures look alike on all machines."""
-    return ImageFont.load_default(size)
+    loaded = ImageFont.load_default(size)
+    assert isinstance(loaded, ImageFont.FreeTypeFont)  # the font of a given size; the one without is a bitmap
+    return loaded
 
 
 def shorten(text: str, width: float, size: int) -> str:

@@ -9,7 +9,10 @@ import torch
 
 from mmrepmtl.apis import MultiTaskInferencer
 from mmrepmtl.apis.result_files import ResultWriter
+from mmrepmtl.apis.sheet_video import SheetVideo
 from mmrepmtl.utils.device import resolve_device
+from mmrepmtl.utils.files import TEMPORARY
+from tests.apis.harness import read_frames
 from tests.apis.odd_files import contents, make_odd_files, save
 from tests.apis.toy import ROOT, picture
 
@@ -97,6 +100,12 @@ def test_wrong_usage_is_one_line_and_status_2(tool, tmp_path, capsys):
         ([tmp_path / 'none'], 'there is no image in this folder'),
         ([path, '--batch-size', 0], 'batch_size=0 must be at least 1'),
         ([path, '--size', 0, 5], ''),
+        # Before the model is looked for, let alone run.
+        (
+            [path, '--size', 10**6, 10**6, '--checkpoint', tmp_path / 'missing.pth'],
+            'size=(1000000, 1000000) are 1000000000000 pixels, at most max_pixels=50000000 are taken',
+        ),
+        ([path, '--size', 24, 32, '--max-pixels', 767], 'size=(24, 32) are 768 pixels'),
         ([path, '--out-dir', path.parent], 'is the folder of the inputs'),
         ([path, '--checkpoint', tmp_path / 'missing.pth'], 'missing.pth'),
     ]:
@@ -133,6 +142,29 @@ def test_a_writer_without_preparation_makes_its_folders(inferencer, tmp_path):
     (result,) = inferencer(picture())
     writer = ResultWriter(tmp_path / 'out', inferencer.targets_meta, inferencer.head_targets, 'x.pth')
     assert all(path.is_file() for path in writer.write(result).values())
+
+
+def test_what_a_killed_run_left_is_swept_and_what_a_living_one_writes_is_not(inferencer, tmp_path):
+    left = [
+        tmp_path / f'visualization/.video.{"0" * 32}{TEMPORARY}.mp4',
+        tmp_path / f'visualization/.{"1" * 32}{TEMPORARY}.mp4',
+        tmp_path / f'visualization/clip/.000001.png.{"2" * 32}{TEMPORARY}',
+        tmp_path / f'depth/.x.png.{"3" * 32}{TEMPORARY}',
+        tmp_path / f'.x.json.{"4" * 32}{TEMPORARY}',
+    ]
+    others = [tmp_path / f'visualization/.mine{TEMPORARY}.mp4', tmp_path / 'visualization/old.mp4']
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    video = SheetVideo(tmp_path / 'visualization', 'living', fps=5)
+    assert video.write(np.zeros((32, 48, 3), np.uint8))
+    writer = ResultWriter(tmp_path, inferencer.targets_meta, inferencer.head_targets, 'x.pth')
+    writer.prepare([], videos=['clip'])
+    assert [path for path in left if path.exists()] == [] and all(path.exists() for path in others)
+    assert video.write(np.zeros((32, 48, 3), np.uint8))
+    video.close()
+    assert len(read_frames(tmp_path / 'visualization/living.mp4')) == 2
+    assert sorted(os.listdir(tmp_path / 'visualization')) == [f'.mine{TEMPORARY}.mp4', 'clip', 'living.mp4', 'old.mp4']
 
 
 # ---- the other tools -------------------------------------------------------------------------------------------------

@@ -93,3 +93,4 @@ def test_sheets_go_into_pictures_where_opencv_writes_no_video(inferencer, tmp_pa
     monkeypatch.setattr('mmrepmtl.apis.sheet_video.cv2.VideoWriter', NoWriter)
     results = inferencer(path, out_dir=tmp_path / 'out')
     assert all(result.error is None and result.files['visualization'].is_file() for result in results)
+    assert os.listdir(tmp_path / 'out/visualization') == ['clip']

@@ -189,6 +189,7 @@ def _in_a_process(method: str, args: argparse.Namespace, out: Path) -> None:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--methods', nargs='+', default=['all'], help="names as tools/train.py --method takes, or 'all'"
@@ -207,6 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool; ``argv`` are its arguments, by default those of the process. Returns the exit status."""
     args = parse_args(argv)
     columns = (*LIMITS, 'log')
     print(f'growth per 100 iterations, after {args.warmup} of {args.iterations}')

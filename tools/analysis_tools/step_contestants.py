@@ -61,6 +61,7 @@ class AutocastOptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Runs the forward pass in mixed precision."""
         with super().optim_context(model), torch.autocast(next(model.parameters()).device.type, self.dtype):
             yield
 

@@ -51,6 +51,7 @@ def make_plan(src: Path, dst: Path, size: tuple[int, int]) -> Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool; ``argv`` are its arguments, by default those of the process."""
     return run_converter(__doc__, make_plan, SIZE, argv)
 
 

@@ -215,6 +215,7 @@ def convert(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool; ``argv`` are its arguments, by default those of the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', type=Path, help='official archive, or folder')
     parser.add_argument('dst', type=Path, help='folder to write; a second run goes on where the first one ended')

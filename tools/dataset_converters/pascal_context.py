@@ -91,6 +91,7 @@ def _sample(dst: Path, split: str, name: str, found: Mapping[str, Mapping[str, P
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool; ``argv`` are its arguments, by default those of the process."""
     return run_converter(__doc__, make_plan, None, argv)
 
 

@@ -63,6 +63,7 @@ def lowest(requirements: list[Requirement], versions_of=available) -> dict[str, 
 
 
 def main() -> None:
+    """Prints one line ``NAME==VERSION`` for each package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='+', help='files of requirements/, without .txt')
     names = parser.parse_args().names

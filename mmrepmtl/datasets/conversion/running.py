@@ -24,7 +24,7 @@ SHOWN_FAILURES = 10
 USER_ERRORS = (ValueError, OSError, ImportError)
 
 
-_load: Callable[[Any, Sequence[str]], Mapping[str, np.ndarray]] | None = None
+_load: Callable[[Any, Sequence[str]], Mapping[str, np.ndarray]]  # set in each worker process as it starts
 
 
 def _start_worker(load: Callable[[Any, Sequence[str]], Mapping[str, np.ndarray]]) -> None:
@@ -36,7 +36,9 @@ def _start_worker(load: Callable[[Any, Sequence[str]], Mapping[str, np.ndarray]]
 
 def _end_with_parent() -> None:
     # A main process that was killed leaves its workers waiting for ever.
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers only
+    parent.join()
     os._exit(1)
 
 

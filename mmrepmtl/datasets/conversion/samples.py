@@ -83,8 +83,8 @@ def pair_files(
     samples = []
     for index, name in enumerate(names):
         source = {modality: paths[name] for modality, paths in found.items() if name in paths}
-        files = {made: file_of(made, index, name) for made, modality in made_from.items() if modality in source}
-        samples.append(Sample(name, source, files))
+        written = {made: file_of(made, index, name) for made, modality in made_from.items() if modality in source}
+        samples.append(Sample(name, source, written))
     return samples, problems
 
 

@@ -1,12 +1,14 @@
 """Random furniture: each function returns the solids of one object that stands at a place on the floor."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from mmrepmtl.datasets.synth.materials import between, random_material, with_period
-from mmrepmtl.datasets.synth.scene import BALL, BIN, CABINET, LAMP, TABLE, Material, Part
+from mmrepmtl.datasets.synth.scene import BALL, BIN, CABINET, LAMP, TABLE, Material, Part, Pattern
 
-WOODEN = {'plain': 4.0, 'planks': 1.0, 'stripes': 0.6, 'checker': 0.3}
-ROUND = {'plain': 2.0, 'stripes': 1.2, 'checker': 0.8}
+WOODEN: Mapping[Pattern, float] = {'plain': 4.0, 'planks': 1.0, 'stripes': 0.6, 'checker': 0.3}
+ROUND: Mapping[Pattern, float] = {'plain': 2.0, 'stripes': 1.2, 'checker': 0.8}
 
 
 def cabinet(rng: np.random.Generator, x: float, y: float, yaw: float, half: tuple[float, float, float]) -> list[Part]:

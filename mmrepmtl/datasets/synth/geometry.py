@@ -137,11 +137,10 @@ def _interval(part: Part, start: np.ndarray, ray: np.ndarray) -> tuple[np.ndarra
     The discriminants of the round solids are written with the cross product: b^2 - ac cancels in float32.
     """
     if part.shape == 'sphere':
-        return _round(
-            dot(ray, ray), dot(start, ray), sum(_cross(start, ray, *axes) ** 2 for axes in AXES), part.half[0]
-        )
+        first, second, third = (_cross(start, ray, *axes) ** 2 for axes in AXES)
+        return _round(dot(ray, ray), dot(start, ray), first + second + third, part.half[0])
     slabs = range(3) if part.shape == 'box' else (2,)
-    near, far = np.float32(-np.inf), np.float32(np.inf)
+    near, far = np.array(-np.inf, np.float32), np.array(np.inf, np.float32)
     for axis in slabs:
         inverse = 1 / nonzero(ray[axis])
         middle, reach = -start[axis] * inverse, part.half[axis] * np.abs(inverse)

@@ -1,16 +1,30 @@
 """Draws up rooms at random: their size, the camera, the walls, the furniture and the lights."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from mmrepmtl.datasets.synth import furniture
-from mmrepmtl.datasets.synth.materials import between, pick, random_colour, random_material
-from mmrepmtl.datasets.synth.scene import DOOR, PICTURE, WALLS, WINDOW, Camera, Light, Material, Panel, Part, Room, Rug
+from mmrepmtl.datasets.synth.materials import between, pick, random_colour, random_material, scaled
+from mmrepmtl.datasets.synth.scene import (
+    DOOR,
+    PICTURE,
+    WALLS,
+    WINDOW,
+    Camera,
+    Light,
+    Material,
+    Panel,
+    Part,
+    Pattern,
+    Room,
+    Rug,
+)
 
-WALLPAPER = {'plain': 5.0, 'stripes': 1.5, 'bricks': 1.0, 'tiles': 0.5, 'planks': 0.5}
-FLOORING = {'planks': 4.0, 'tiles': 2.0, 'checker': 1.5, 'plain': 2.0}
-RUGS = {'plain': 1.0, 'stripes': 1.0, 'checker': 1.0}
+WALLPAPER: Mapping[Pattern, float] = {'plain': 5.0, 'stripes': 1.5, 'bricks': 1.0, 'tiles': 0.5, 'planks': 0.5}
+FLOORING: Mapping[Pattern, float] = {'planks': 4.0, 'tiles': 2.0, 'checker': 1.5, 'plain': 2.0}
+RUGS: Mapping[Pattern, float] = {'plain': 1.0, 'stripes': 1.0, 'checker': 1.0}
 OBJECTS = {'cabinet': 0.3, 'table': 0.25, 'ball': 0.2, 'bin': 0.13, 'lamp': 0.12}
 ON_WALLS = {DOOR: 0.28, WINDOW: 0.34, PICTURE: 0.38}
 ALONG_WALLS = {0: 0.25, 1: 0.25, 2: 0.05, 3: 0.45}  # which wall a piece of furniture stands at, see WALLS
@@ -37,7 +51,7 @@ def sample_room(rng: np.random.Generator) -> Room:
     return Room(
         size=size,
         camera=camera,
-        walls=tuple(walls),
+        walls=(walls[0], walls[1], walls[2], walls[3]),
         floor=random_material(rng, FLOORING, (0.12, 0.5), low=0.2, high=0.85, vivid=0.25, gloss=0.3),
         ceiling=random_material(
             rng, {'plain': 4.0, 'tiles': 1.0, 'planks': 1.0}, (0.3, 0.6), low=0.55, high=0.98, vivid=0.2
@@ -221,8 +235,7 @@ def _view(rng: np.random.Generator) -> Material:
     sky = (between(rng, 0.2, 0.6), between(rng, 0.4, 0.7), between(rng, 0.6, 0.95))
     ground = random_colour(rng, 0.25, 0.6, 0.6)
     if not day:
-        sky = tuple(0.08 * channel for channel in sky)
-        ground = tuple(0.15 * channel for channel in ground)
+        sky, ground = scaled(sky, 0.08), scaled(ground, 0.15)
     return Material(
         sky,
         ground,

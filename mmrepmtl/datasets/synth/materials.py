@@ -1,12 +1,13 @@
 """Random colours and materials. Every class draws from the same broad range, so that no colour gives a class away."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
-from mmrepmtl.datasets.synth.scene import Material, Vector
+from mmrepmtl.datasets.synth.scene import Material, Pattern, Vector
 
 Choice = TypeVar('Choice')
 
@@ -48,9 +49,15 @@ def random_colour(rng: np.random.Generator, low: float = 0.15, high: float = 0.9
     return red, green, blue
 
 
+def scaled(colour: Vector, factor: float, most: float = math.inf) -> Vector:
+    """A linear RGB colour, brighter or darker by a factor; no channel above ``most``."""
+    red, green, blue = (float(min(channel * factor, most)) for channel in colour)
+    return red, green, blue
+
+
 def random_material(
     rng: np.random.Generator,
-    patterns: Mapping[str, float],
+    patterns: Mapping[Pattern, float],
     period: tuple[float, float] = (0.1, 0.4),
     low: float = 0.15,
     high: float = 0.9,
@@ -73,7 +80,7 @@ def random_material(
     if pattern in ('tiles', 'bricks', 'planks') or rng.random() < 0.5:
         # Joints, and tone-on-tone patterns: a darker or lighter version of the same colour.
         factor = between(rng, 0.25, 0.6) if rng.random() < 0.5 else between(rng, 1.3, 1.9)
-        second = tuple(float(min(channel * factor, 0.95)) for channel in colour)
+        second = scaled(colour, factor, most=0.95)
     else:
         second = random_colour(rng, low, high, vivid)
     fine = between(rng, 0.3, 1.5)

@@ -97,7 +97,7 @@ def _surfaces(room: Room, rays: np.ndarray, depth: np.ndarray, owner: np.ndarray
         if number >= 0:
             part = room.parts[number]
             local = to_local(part, point[:, index] - np.array(part.centre, np.float32)[:, None])
-            normal, *coordinates = surface(part, local)
+            normal, u, v, front = surface(part, local)
             out.normal[:, index] = to_world(part, normal)
         else:
             out.normal[:, index] = 0
@@ -106,7 +106,7 @@ def _surfaces(room: Room, rays: np.ndarray, depth: np.ndarray, owner: np.ndarray
         cosine = np.abs(dot(out.normal[:, index], rays[:, index])) / length[index]
         pixel = extent[index] / np.sqrt(np.maximum(cosine, 0.05))
         if number >= 0:
-            _paint_part(part, *coordinates, index, pixel, out)
+            _paint_part(part, u, v, front, index, pixel, out)
         elif number < -2:
             _paint_wall(room, number + 6, index, pixel, out)
         elif number == -2:
@@ -198,8 +198,7 @@ def _paint_part(
 ) -> None:
     """A solid, with drawer fronts where it has them; u, v and front as `surface` gives them."""
     albedo = paint(part.material, u, v, pixel)
-    front = np.flatnonzero(front) if part.fronts[0] else ()
-    if len(front):
+    if part.fronts[0] and len(front := np.flatnonzero(front)):
         width, height = 2 * part.half[0] / part.fronts[0], 2 * part.half[2] / part.fronts[1]
         u, v, near = u[front] + part.half[0], v[front] + part.half[2], pixel[front]
         gaps = np.maximum(lines(u, width, 0.02, near), lines(v, height, 0.02, near))

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 Vector = tuple[float, float, float]
+Pattern = Literal['plain', 'checker', 'stripes', 'tiles', 'bricks', 'planks']
 
 CLASSES = ('wall', 'floor', 'ceiling', 'door', 'window', 'picture', 'cabinet', 'table', 'ball', 'bin', 'lamp')
 WALL, FLOOR, CEILING, DOOR, WINDOW, PICTURE, CABINET, TABLE, BALL, BIN, LAMP = range(len(CLASSES))
@@ -49,7 +50,7 @@ class Material:
 
     colour: Vector
     second: Vector = (0.0, 0.0, 0.0)
-    pattern: Literal['plain', 'checker', 'stripes', 'tiles', 'bricks', 'planks'] = 'plain'
+    pattern: Pattern = 'plain'
     period: float = 0.3
     noise: float = 0.0
     grain: tuple[float, float] = (1.0, 1.0)

@@ -155,6 +155,7 @@ class RandomZoom(BaseTransform):
         self.normal_zoom = normal_zoom
 
     def transform(self, results: dict) -> dict:
+        """Zooms the image and all dense targets by one scale, drawn at random."""
         height, width = results['img'].shape[:2]
         scale = self.scales[np.random.randint(len(self.scales))]
         # Drawn also at scale 1, so that later transforms get the same numbers whatever the scale.
@@ -256,7 +257,9 @@ class PadMultiTask(BaseTransform):
                     f'{results.get("img_path")}: PadMultiTask needs targets of the size of the image '
                     f'{(height, width)}, found {value.shape[:2]}'
                 )
-            return F.pad_bottom_right(value, size, KINDS[meta['kind']].void)
+            void = KINDS[meta['kind']].void
+            assert void is not None  # each dense kind has one
+            return F.pad_bottom_right(value, size, void)
 
         _set_image(results, F.pad_bottom_right(results['img'], size, self.fill))
         _map_targets(results, pad)

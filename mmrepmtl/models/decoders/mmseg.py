@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmrepmtl.registry import MODELS
 from mmrepmtl.utils.config_types import type_name
 from mmrepmtl.utils.mmseg import import_mmseg
+
+T = TypeVar('T')
 
 #: {class: why a head of it cannot be a decoder}; docs/mmseg.md shows them.
 REFUSED = {
@@ -29,10 +31,13 @@ REFUSED = {
 _MAIN_OUTPUT = {'DAHead': 0, 'IterativeDecodeHead': -1}
 
 #: Layers that only feed the other outputs: frozen, since nothing trains them and DDP would wait for their gradients.
-_SIDE_LAYERS = {'DAHead': ('pam_conv_seg', 'cam_conv_seg')}
+_SIDE_LAYERS: Mapping[str, tuple[str, ...]] = {'DAHead': ('pam_conv_seg', 'cam_conv_seg')}
 
 #: Settings that leave a head one output, or that our encoders can serve, where the config does not say otherwise.
-_DEFAULTS = {'EncHead': dict(use_se_loss=False), 'DPTHead': dict(readout_type='ignore')}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    'EncHead': dict(use_se_loss=False),
+    'DPTHead': dict(readout_type='ignore'),
+}
 
 #: Heads that end in a normalisation over their classes: their output is no free value for each channel.
 _NORMALISED = ('SegmenterMaskTransformerHead',)
@@ -131,13 +136,13 @@ class _Stage(nn.Module):
         self.name = kind.__name__
         self.refines = issubclass(kind, BaseCascadeDecodeHead)
         self._takes_pairs = _named(kind, ('DPTHead',)) is not None
-        self._output = _MAIN_OUTPUT.get(_named(kind, _MAIN_OUTPUT))
+        self._output = _entry(kind, _MAIN_OUTPUT)
         self.head = _build(kind, _complete(kind, config, in_channels, out_channels))
         if self.head.out_channels != out_channels:
             raise ValueError(
                 f'MMSegDecoder: {self.name} predicts {self.head.out_channels} channel(s), the task needs {out_channels}'
             )
-        for layer in _SIDE_LAYERS.get(_named(kind, _SIDE_LAYERS), ()):
+        for layer in _entry(kind, _SIDE_LAYERS) or ():
             getattr(self.head, layer).requires_grad_(False)
         # mmseg's initial weights; the models of this package do not ask their parts for them later.
         self.head._dump_init_info = lambda *args: None  # three lines of log for each parameter
@@ -149,9 +154,10 @@ class _Stage(nn.Module):
 
         ``previous`` is the output of the head before it, for heads that refine one.
         """
+        inputs: list = levels
         if self._takes_pairs:
-            levels = [(level, None) for level in levels]  # (map, class token): a bare tensor would be cut into samples
-        output = self.head(levels, previous) if self.refines else self.head(levels)
+            inputs = [(level, None) for level in levels]  # (map, class token): a bare tensor would be cut into samples
+        output = self.head(inputs, previous) if self.refines else self.head(inputs)
         if isinstance(output, (list, tuple)) and self._output is not None:
             output = output[self._output]
         if not isinstance(output, Tensor):
@@ -185,9 +191,15 @@ def _named(kind: type, names: Iterable[str]) -> str | None:
     return next((base.__name__ for base in kind.__mro__ if base.__name__ in names), None)
 
 
+def _entry(kind: type, table: Mapping[str, T]) -> T | None:
+    """The entry for a class or for the first one that it is derived from; None if there is none."""
+    name = _named(kind, table)
+    return None if name is None else table[name]
+
+
 def _complete(kind: type, config: Mapping[str, Any], in_channels: list[int], out_channels: int) -> dict[str, Any]:
     """The head's arguments, with what the representation and the task say of them."""
-    arguments = {**_DEFAULTS.get(_named(kind, _DEFAULTS), {}), **_without_sync(dict(config), kind.__name__)}
+    arguments = {**(_entry(kind, _DEFAULTS) or {}), **_without_sync(dict(config), kind.__name__)}
     del arguments['type']
     if 'kernel_generate_head' in arguments:  # K-Net: an inner head reads the levels
         inner = arguments['kernel_generate_head']
@@ -197,7 +209,7 @@ def _complete(kind: type, config: Mapping[str, Any], in_channels: list[int], out
         updates = arguments.get('kernel_update_head', ())
         arguments['kernel_update_head'] = [dict(update, num_classes=out_channels) for update in updates]
         return arguments
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = inspect.signature(kind).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     reads_all = not takes_all and 'in_index' not in parameters  # VPDDepthHead
     channels = list(in_channels) if reads_all else _select(in_channels, arguments.get('in_index', -1), kind.__name__)
@@ -256,7 +268,7 @@ def _without_sync(value: Any, head: str) -> Any:
     return value
 
 
-def _build(kind: type[nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def _build(kind: type[nn.Module], arguments: dict[str, Any]) -> Any:
     from mmseg.registry import MODELS as MMSEG_MODELS
 
     try:

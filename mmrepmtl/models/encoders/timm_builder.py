@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.models._features import FeatureGetterNet
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmrepmtl.utils.checkpoint import read_state_dict
 
@@ -28,9 +28,11 @@ class TokenNet(FeatureGetterNet):
         ValueError: The model has no tokens, or no fixed grid of them.
     """
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    model: Any  # timm's own
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         getter = getattr(model, 'forward_intermediates', None)
-        patches = getattr(model, 'patch_embed', None)
+        patches: Any = getattr(model, 'patch_embed', None)
         if getter is None or 'return_prefix_tokens' not in inspect.signature(getter).parameters:
             raise ValueError(
                 f"TimmEncoder: layout='NLC' needs a vision transformer; {type(model).__name__} has no tokens"
@@ -66,7 +68,7 @@ class TokenNet(FeatureGetterNet):
         return [level if isinstance(level, Tensor) else torch.cat([level[1], level[0]], dim=1) for level in levels]
 
 
-def create(name: str, **arguments: Any) -> nn.Module:
+def create(name: str, **arguments: Any) -> Any:
     """``timm.create_model`` with a ValueError that says what is wrong."""
     hub = ':' in name
     if not hub and not timm.is_model(name):
@@ -98,7 +100,7 @@ def _read_files(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Te
     """
     arguments = dict(arguments)
     for key in ('pretrained_cfg', 'pretrained_cfg_overlay'):
-        settings = arguments.get(key)
+        settings: Any = arguments.get(key)
         file = settings.get('file') if isinstance(settings, Mapping) else None
         if file and Path(file).suffix not in _ARRAY_FILES:
             arguments[key] = {**settings, 'file': None, 'state_dict': read_state_dict(file)}
@@ -109,7 +111,7 @@ def _read_files(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Te
     return arguments, read_state_dict(file)
 
 
-def create_from_checkpoint(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
+def create_from_checkpoint(name: str, path: Path, arguments: dict[str, Any]) -> Any:
     """Lets timm convert the weights (layout, image size, channels) and load them strictly, without the classifier."""
     weights = read_state_dict(path)
     for layer in _classifier_names(name):

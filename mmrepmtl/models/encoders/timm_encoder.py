@@ -140,7 +140,7 @@ class TimmEncoder(nn.Module):
 
 def _switch_on_checkpointing(model: nn.Module, name: str) -> None:
     # Feature classes around a whole model leave the switch to that model.
-    target = model if hasattr(model, 'set_grad_checkpointing') else getattr(model, 'model', model)
+    target: Any = model if hasattr(model, 'set_grad_checkpointing') else getattr(model, 'model', model)
     try:
         target.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:

@@ -51,7 +51,7 @@ class TaskHead(nn.Module):
 
     def labelled(self, data_samples: Sequence[MultiTaskDataSample]) -> list[bool]:
         """Whether each sample has this task's ground truth."""
-        return [self._target_name in sample.targets for sample in data_samples]
+        return [self.target_name in sample.targets for sample in data_samples]
 
     def loss_terms(
         self, output: Tensor, data_samples: Sequence[MultiTaskDataSample]
@@ -86,18 +86,19 @@ class TaskHead(nn.Module):
         raise NotImplementedError
 
     @property
-    def _target_name(self) -> str:
+    def target_name(self) -> str:
+        """Name of the ground truth; a head without ``target=`` has one only in a model, which names its task."""
         name = self.target or self.task
         assert name is not None, 'a head outside a model needs target='
         return name
 
     def _stack_targets(self, output: Tensor, data_samples: Sequence[MultiTaskDataSample]) -> Tensor:
         void = self.void_target(output)
-        targets = [sample.targets.get(self._target_name, void) for sample in data_samples]
+        targets = [sample.targets.get(self.target_name, void) for sample in data_samples]
         for sample, target in zip(data_samples, targets, strict=True):
             if target.shape != void.shape:
                 raise ValueError(
-                    f'Task {self.task!r}: the target {self._target_name!r} of {sample.get("img_path", "a sample")} has '
+                    f'Task {self.task!r}: the target {self.target_name!r} of {sample.get("img_path", "a sample")} has '
                     f'shape {tuple(target.shape)}, expected {tuple(void.shape)}; resize it with the image in the '
                     'training pipeline (padding to the batch is done by the data preprocessor)'
                 )

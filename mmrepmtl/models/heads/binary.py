@@ -45,10 +45,13 @@ class BinaryHead(DenseHead):
         self.positive_weight = positive_weight
 
     def void_target(self, output: Tensor) -> Tensor:
+        """(H, W) int64, void at every pixel."""
         return torch.full(output.shape[-2:], VOID, dtype=torch.int64, device=output.device)
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``bce`` over the labelled pixels."""
         return dict(bce=binary_terms(output[:, 0], target, VOID, self.positive_weight))
 
     def prediction(self, output: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) as probabilities (B, H, W)."""
         return output[:, 0].sigmoid()

@@ -38,10 +38,13 @@ class ClassificationHead(TaskHead):
         super().__init__(decoder, num_classes, in_channels, target, loss_weight)
 
     def void_target(self, output: Tensor) -> Tensor:
+        """The label of no class, an int64 scalar."""
         return torch.tensor(_UNLABELLED, device=output.device)
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``ce`` over the labelled images."""
         return dict(ce=cross_entropy_terms(output, target, _UNLABELLED))
 
     def predict(self, output: Tensor, data_samples: Sequence[MultiTaskDataSample]) -> list[Tensor]:
+        """The probabilities (K,) of each image."""
         return list(full_precision(output).softmax(dim=1))

@@ -31,8 +31,8 @@ class DenseHead(TaskHead):
         for row, sample in zip(output, data_samples, strict=True):
             height, width = sample.get('img_shape', row.shape[-2:])
             row = row[None, :, :height, :width]
-            if self._target_name in sample.targets:
-                row = resize(row, sample.targets[self._target_name].shape[-2:])
+            if self.target_name in sample.targets:
+                row = resize(row, sample.targets[self.target_name].shape[-2:])
             predictions.append(self.prediction(row)[0])
         return predictions
 

@@ -34,8 +34,10 @@ class DepthHead(DenseHead):
         self.loss = check_penalty(type(self).__name__, loss)
 
     def void_target(self, output: Tensor) -> Tensor:
+        """(1, H, W) of 0, which is no depth."""
         return output.new_zeros(1, *output.shape[-2:])
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The penalty over the pixels with a depth."""
         valid = (target > 0) & target.isfinite()
         return {self.loss: regression_terms(output, target, valid, self.loss)}

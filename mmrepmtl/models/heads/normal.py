@@ -31,10 +31,13 @@ class NormalHead(DenseHead):
         super().__init__(decoder, 3, in_channels, target, loss_weight)
 
     def void_target(self, output: Tensor) -> Tensor:
+        """(3, H, W) of 0, which is no direction."""
         return output.new_zeros(3, *output.shape[-2:])
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``cos`` over the pixels with a normal."""
         return dict(cos=angular_terms(output, target))
 
     def prediction(self, output: Tensor) -> Tensor:
+        """Unit vectors (B, 3, H, W)."""
         return unit_vectors(output)

@@ -38,10 +38,13 @@ class RegressionHead(TaskHead):
         self.loss = check_penalty(type(self).__name__, loss)
 
     def void_target(self, output: Tensor) -> Tensor:
+        """(D,) of NaN."""
         return output.new_full(output.shape[1:], float('nan'))
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """The penalty over the values that are finite."""
         return {self.loss: regression_terms(output, target, target.isfinite(), self.loss)}
 
     def predict(self, output: Tensor, data_samples: Sequence[MultiTaskDataSample]) -> list[Tensor]:
+        """The values (D,) of each image."""
         return list(full_precision(output))

@@ -24,6 +24,7 @@ class SegmentationHead(DenseHead):
     """
 
     kind = 'segmentation'
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -43,11 +44,14 @@ class SegmentationHead(DenseHead):
         self.register_buffer('class_weight', weight, persistent=False)
 
     def void_target(self, output: Tensor) -> Tensor:
+        """(H, W) int64, void at every pixel."""
         return torch.full(output.shape[-2:], VOID, dtype=torch.int64, device=output.device)
 
     def compute_terms(self, output: Tensor, target: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """``ce`` over the labelled pixels."""
         weight = None if self.class_weight is None else self.class_weight.to(output)
         return dict(ce=cross_entropy_terms(output, target, VOID, weight))
 
     def prediction(self, output: Tensor) -> Tensor:
+        """Logits (B, C, H, W) as class ids (B, H, W)."""
         return output.argmax(dim=1)

@@ -58,6 +58,8 @@ def binary_terms(
         The sum of the weighted cross-entropies in nats and the number of labelled positions (not weighted).
     """
     labelled, positive = target != ignore_index, target == 1
+    weight: float | Tensor
+    other: float | Tensor
     if positive_weight is None:
         weight, other = 1.0, 1.0
     elif positive_weight == 'balanced':
@@ -65,7 +67,7 @@ def binary_terms(
         share = positive.sum(axes, keepdim=True) / labelled.sum(axes, keepdim=True).clamp(min=1).to(logits.dtype)
         weight, other = 1 - share, share
     else:
-        weight, other = positive_weight, 1 - positive_weight
+        weight, other = float(positive_weight), 1 - float(positive_weight)
     losses = -torch.where(positive, weight * F.logsigmoid(logits), other * F.logsigmoid(-logits))
     return torch.where(labelled, losses, 0).sum(), labelled.sum()
 

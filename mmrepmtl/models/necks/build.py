@@ -49,7 +49,7 @@ def build_neck(
     return MODELS.build(config, default_args=dict(in_channels=channels, **facts))
 
 
-def check_layout(encoder: nn.Module, neck: nn.Module | None, heads: nn.ModuleDict) -> None:
+def check_layout(encoder: nn.Module, neck: nn.Module | None, heads: Mapping[str, nn.Module]) -> None:
     """Raises ValueError where decoders that read (B, C, H, W) are put on an encoder that returns something else."""
     layout = getattr(encoder, 'layout', 'NCHW')
     if layout == 'NCHW' or neck is not None:

@@ -32,18 +32,14 @@ class GlobalPoolNeck(nn.Module):
         self.in_index = in_index
         channels = in_channels if isinstance(in_channels, int) else in_channels[in_index]
         self.channels = [channels if out_channels is None else out_channels]
-        self.layers = (
-            nn.Identity()
-            if out_channels is None
-            else nn.Sequential(
-                nn.Linear(channels, out_channels),
-                nn.BatchNorm1d(out_channels),
-                nn.ReLU(inplace=True),
-                nn.Dropout(dropout),
+        self.layers: nn.Module = nn.Identity()
+        if out_channels is not None:
+            linear = nn.Linear(channels, out_channels)
+            self.layers = nn.Sequential(
+                linear, nn.BatchNorm1d(out_channels), nn.ReLU(inplace=True), nn.Dropout(dropout)
             )
-        )
-        if init_std is not None and out_channels is not None:
-            nn.init.normal_(self.layers[0].weight, std=init_std)
+            if init_std is not None:
+                nn.init.normal_(linear.weight, std=init_std)
 
     def forward(self, features: Tensor | Sequence[Tensor]) -> Tensor:
         """Maps (B, C, H, W), or a sequence of such levels, to (B, out_channels)."""

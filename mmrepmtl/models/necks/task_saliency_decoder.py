@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,10 @@ class TaskSaliencyDecoder(nn.Module):
                     f'TaskSaliencyDecoder: expected maps (B, {width}, H, W), got shape {tuple(level.shape)}'
                 )
         pooled = [level.mean(dim=(2, 3)) for level in levels]
+        gates_of_tasks: dict[str, Any] = dict(self.gates.items())
         return {
             task: [gates(level, mean) for gates, level, mean in zip(own, levels, pooled, strict=True)]
-            for task, own in self.gates.items()
+            for task, own in gates_of_tasks.items()
         }
 
 
@@ -68,9 +70,8 @@ class _Gates(nn.Module):
         hidden = max(channels // reduction, 1)
         self.position = nn.Conv2d(channels, 1, 1)
         self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        for layer in (self.position, self.channel[-1]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.position.parameters(), *self.channel[-1].parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, level: Tensor, pooled: Tensor) -> Tensor:
         """(B, C, H, W) and its means (B, C) to the mask (B, C, H, W)."""

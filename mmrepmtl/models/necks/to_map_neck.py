@@ -67,6 +67,7 @@ class ToMapNeck(nn.Module):
             return level
         if self._from == 'NHWC':
             return level.permute(0, 3, 1, 2)
+        assert self._grid is not None  # tokens without a grid were refused
         height, width = self._grid
         if level.shape[1] != self._prefix + height * width:
             raise ValueError(
