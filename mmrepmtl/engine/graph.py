@@ -45,9 +45,10 @@ def tasks_of_nonfinite(
     objectives: Sequence[Tensor],
     unwritten: Mapping[int, Mapping[nn.Parameter, Tensor]],
 ) -> list[int]:
-    """Finds the numbers of the tasks to blame for a gradient that is not finite.
+    """Finds the tasks whose parameters have a gradient that is not finite, by their numbers.
 
-    These are the tasks that have such a parameter for themselves; if there are none, all that depend on such a one.
+    A task that has such a parameter for itself hides those that only share one: the shared gradient may be bad because
+    of it.
 
     Args:
         parameters: Those whose ``.grad`` is looked at.

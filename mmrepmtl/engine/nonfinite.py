@@ -44,7 +44,7 @@ def _all_norms_finite(grads: Sequence[Tensor], order: float) -> bool:
 
 
 class NonFinitePolicy:
-    """Counts skipped steps, and stops training where the setting says so.
+    """Counts skipped steps, and stops training if the setting says so.
 
     An overflow of a gradient scaler is no error: the step is skipped, as always with float16, and the scale is lowered.
     ``max_skipped`` skipped steps in a row are an error, whatever skipped them: the run no longer learns.

@@ -149,7 +149,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.process_group: ProcessGroup = None
         self._agreed, self._outside = agreed_losses(), OutsideParameters()
         self._own_calls: list[str] = []
-        self._objectives: Sequence[Tensor] = ()  # of the last backward of a window
+        self._objectives: Sequence[Tensor] = ()  # those of the last micro-batch of a window
         self._pending: Step | None = None
         self.policy, self.buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
         self.epochs = EpochWatch(self.weighting, self.message_hub)

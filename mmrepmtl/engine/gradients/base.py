@@ -16,7 +16,7 @@ from mmrepmtl.methods.collectives import num_processes
 
 
 class Level:
-    """Runs the backward of each task, combines the gradients and writes the result to ``.grad``; base of both levels.
+    """The base of both levels: runs the backward of each task, combines the gradients, and writes them to ``.grad``.
 
     Args:
         aggregator: The method.

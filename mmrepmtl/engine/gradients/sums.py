@@ -33,7 +33,7 @@ class WindowSums:
     def clear(self) -> None:
         """Begins a window."""
         self.count = 0
-        self._sums: tuple[Tensor, Tensor] | None = None  # of the losses and of the labels, (T,) each
+        self._sums: tuple[Tensor, Tensor] | None = None  # sums of the losses and of the labels, (T,) each
         self.heads: dict[int, dict[nn.Parameter, Tensor]] = {}
 
     def add(self, step: Step) -> None:
