@@ -54,7 +54,7 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
         register_run_hooks(runner)
         for hook in runner.hooks:
             if isinstance(hook, ResumeHook):
-                hook.seed_is_taken = True
+                hook.has_checkpoint_seed = True
         for note in notes:
             runner.logger.warning(note)
         runner.train()

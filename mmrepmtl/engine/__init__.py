@@ -1,3 +1,5 @@
+"""The step of training, and the hooks around it: what makes a method act inside mmengine's Runner."""
+
 from . import storage
 from .hooks import CheckpointHook, Interrupted, InterruptHook, MetricsFileHook, ResumeHook, SelectionHook
 from .optim_wrapper import MultiTaskOptimWrapper

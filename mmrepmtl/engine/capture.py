@@ -2,33 +2,35 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmrepmtl.methods.aggregation import GramianAggregator
+from mmrepmtl.engine.aliases import Representation
+from mmrepmtl.methods.aggregation import Aggregator, GramianAggregator
 
 
 class SharedCapture:
     """Forward hook of the shared module: remembers its output and hands *identity views* of it to the heads.
 
-    The gradient of a task's loss at a view ends there, also where Z has several levels of which the deeper are computed
-    from the shallower. Of a shared module that is frozen the views are leaves, so that Z still has a gradient.
+    The gradient of a task's loss at a view ends at that view, even if Z has several levels and the deeper ones are
+    computed from the shallower ones. The views of a frozen shared module are leaves, so that Z still has a gradient.
 
     Args:
-        name: The module's, for errors.
+        name: Name of the module, for errors.
         tasks: Names of the tasks whose samples go through the module in calls of their own, in the order of the calls;
-            empty where one call serves all.
+            empty if one call serves all.
 
     Attributes:
-        representation: What the module returned, with every differentiable tensor replaced by its view; {task: that}
-            where the tasks have calls of their own.
+        representation: The output of the module, with every differentiable tensor replaced by its view; {task: output}
+            if the tasks have calls of their own.
         views: Those views, in order.
     """
 
     def __init__(self, name: str, tasks: Sequence[str] = ()) -> None:
         self.name, self.tasks = name, list(tasks)
-        self.representation = None
+        self.representation: Any = None
         self._calls = 0
         self.views: list[Tensor] = []
         self._versions: list[int] = []
@@ -39,7 +41,13 @@ class SharedCapture:
         """Whether the shared module ran, for every task that has a call of its own."""
         return self._calls == max(len(self.tasks), 1)
 
-    def __call__(self, module: nn.Module, args, output):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Replaces the output of the module by views; as a forward hook of torch.
+
+        Raises:
+            RuntimeError: If the module ran too often, or if its output has no floating-point tensor, no gradient, a
+                complex tensor or one of inference mode.
+        """
         if self.fired:
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the shared module {self.name!r} ran twice in one forward pass; its '
@@ -49,7 +57,7 @@ class SharedCapture:
                 f'{len(self.tasks)} tasks'
             )
         before, self._attached = len(self.views), False
-        # A frozen module may run under no_grad: the heads differentiate by what they read all the same.
+        # A frozen module may run under no_grad; Z needs a gradient all the same.
         with torch.enable_grad():
             viewed = self._view(output)
         self._check(module, output, len(self.views) > before)
@@ -61,8 +69,8 @@ class SharedCapture:
         self._versions += [view._version for view in self.views[before:]]
         return viewed
 
-    def _check(self, module: nn.Module, output, found: bool) -> None:
-        """Raises RuntimeError if the module's output cannot be differentiated by, or cannot train the module."""
+    def _check(self, module: nn.Module, output: Any, found: bool) -> None:
+        """Raises RuntimeError if the output holds no tensor to differentiate by, or cannot train the module."""
         if not found:
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the shared module {self.name!r} returned no floating-point tensor but '
@@ -76,7 +84,8 @@ class SharedCapture:
                 'use_reentrant=False), or freeze the module with requires_grad_(False)'
             )
 
-    def _view(self, output):
+    def _view(self, output: Any) -> Any:
+        """Replaces the floating-point tensors of an output, however nested, by views, which it collects."""
         if isinstance(output, Tensor):
             if output.is_complex():
                 raise RuntimeError(
@@ -95,7 +104,7 @@ class SharedCapture:
             self.views.append(view)
             return view
         if isinstance(output, Mapping):
-            viewed = copy.copy(output)  # of its own type, which heads may rely on
+            viewed: Any = copy.copy(output)  # keeps the type, which heads may rely on
             for key, value in output.items():
                 viewed[key] = self._view(value)
             return viewed
@@ -105,15 +114,15 @@ class SharedCapture:
             return type(output)(self._view(value) for value in output)
         return output
 
-    def levels(self, tasks):
-        """Z for a regulariser: a tensor, a list of levels, or {task: tensor} if the module returned just that."""
-        output = self.representation
+    def levels(self, tasks: Sequence[str] | Mapping[str, Any]) -> Representation:
+        """Returns Z for a regulariser: a tensor, {task: tensor} if the module returned that, else a list of levels."""
+        output: Representation = self.representation
         if isinstance(output, Tensor) or isinstance(output, Mapping) and set(output) == set(tasks):
             return output
         return self.views
 
-    def facts(self, aggregator) -> dict[str, str]:
-        """What of Z has to be equal on all ranks, where collectives run over it: {description: value}.
+    def facts(self, aggregator: Aggregator | None) -> dict[str, str]:
+        """Returns the facts about Z that have to be equal on all ranks: {description: value}.
 
         Samples and sizes may differ, unless ``aggregator`` sums the gradients at Z themselves over ranks.
         """
@@ -123,7 +132,7 @@ class SharedCapture:
         return {'Z': ', '.join(f'{shape} {view.dtype}' for shape, view in zip(shapes, self.views, strict=True))}
 
     def check_unmodified(self) -> None:
-        """Raises RuntimeError if a head has written into Z, whose gradient would then be that of something else."""
+        """Raises RuntimeError if a head has written into Z: its gradient would then be that of the new values."""
         if [view._version for view in self.views] != self._versions:
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the output of the shared module {self.name!r} was modified in place by '
@@ -131,5 +140,5 @@ class SharedCapture:
             )
 
 
-def _kind(output) -> str:
+def _kind(output: object) -> str:
     return f'a tensor of {output.dtype}' if isinstance(output, Tensor) else type(output).__name__

@@ -1,7 +1,8 @@
-"""What must hold of a model before a multi-task method can act on it; each failure is one clear error."""
+"""Checks that a multi-task method can act on a model; each failure is one clear error."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -10,8 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.precision import DTYPES
+from mmrepmtl.methods.aggregation import Aggregator
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.weighting import Weighting
 
 _COMPILED = (
     'MultiTaskOptimWrapper: the whole model is compiled, so the hooks on its shared module cannot fire; compile the '
@@ -22,7 +25,9 @@ _COMPILED = (
 _IN_FORWARD: WeakSet[nn.Module] = WeakSet()
 
 
-def check_settings(extra_losses, loss_transform, precision, tasks, zero_loss) -> None:
+def check_settings(
+    extra_losses: object, loss_transform: object, precision: object, tasks: object, zero_loss: object
+) -> None:
     """Raises ValueError for a value that a setting of the optim wrapper does not have."""
     if extra_losses not in ('error', 'add'):
         raise ValueError(f"MultiTaskOptimWrapper: extra_losses must be 'error' or 'add', got {extra_losses!r}")
@@ -36,8 +41,14 @@ def check_settings(extra_losses, loss_transform, precision, tasks, zero_loss) ->
         raise ValueError(f'MultiTaskOptimWrapper: tasks must be a dict or a list, got the string {tasks!r}')
 
 
-def check_methods(weighting, aggregator, loss_transform, accumulative_counts: int, clip_grad) -> None:
-    """Raises ValueError where a method's needs, which it declares itself, contradict the settings."""
+def check_methods(
+    weighting: Weighting,
+    aggregator: Aggregator | None,
+    loss_transform: str | None,
+    accumulative_counts: int,
+    clip_grad: Mapping[str, Any] | None,
+) -> None:
+    """Raises ValueError if the needs that a method declares contradict the settings."""
     for method in (weighting, aggregator):
         if loss_transform == 'log' and method is not None and method.loss_transform == 'own':
             raise ValueError(
@@ -59,8 +70,8 @@ def check_methods(weighting, aggregator, loss_transform, accumulative_counts: in
         )
 
 
-def check_own_samples(model: nn.Module, tasks: list[str], aggregator) -> list[str]:
-    """The tasks that have a call of the shared module of their own; empty where one call serves all.
+def check_own_samples(model: nn.Module, tasks: list[str], aggregator: Aggregator | None) -> list[str]:
+    """Returns the tasks that have a call of the shared module of their own; empty if one call serves all.
 
     A model says how it feeds its encoder by its attribute ``encoder_forward``: ``'shared'`` (as models without that
     attribute), ``'per_task'`` (one call for the samples of each task, in the order of the tasks), or ``'concat'`` (one
@@ -94,49 +105,9 @@ def check_fired(capture: SharedCapture, model: nn.Module, saw_losses: bool) -> N
         )
 
 
-def parameters_elsewhere(model: nn.Module, own: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
-    """{name: parameter of the model that is in no group of the optimizer}, frozen ones too."""
-    ids = {id(p) for p in own}
-    return {name: p for name, p in model.named_parameters() if id(p) not in ids}
-
-
-def check_elsewhere(elsewhere: Mapping[str, nn.Parameter], alone: bool, precision: str, aggregator) -> None:
-    """Raises ValueError for trainable parameters that an optimizer lacks, where nothing right can be done about them.
-
-    Args:
-        elsewhere: The trainable ones, by name.
-        alone: Whether the runner has this one optimizer, so that no other can train them.
-        precision: That of the run.
-        aggregator: That of the run, or None.
-    """
-    names = ', '.join(map(repr, list(elsewhere)[:5])) + (', ...' if len(elsewhere) > 5 else '')
-    which = (
-        f'MultiTaskOptimWrapper: {len(elsewhere)} trainable parameters of the model are not in its optimizer: {names}'
-    )
-    way_out = (
-        "several optimizers go into one optim wrapper, constructor='SeparateOptimizers' (docs/engine.md, Separate "
-        'optimizers)'
-    )
-    if alone:
-        raise ValueError(
-            f'{which}; they would never learn. Freeze them (requires_grad_(False)) or give them to the optimizer; '
-            f'{way_out}'
-        )
-    if precision == 'fp16':
-        raise ValueError(
-            f"{which}; with precision='fp16' their gradients would stay multiplied by the loss scale. Use bf16 or "
-            f'fp32; {way_out}'
-        )
-    if aggregator is not None and aggregator.returns == 'update':
-        raise ValueError(
-            f'{which}; {type(aggregator).__name__} is an optimizer and steps the shared parameters itself. '
-            f'{way_out[0].upper()}{way_out[1:]}'
-        )
-
-
 @contextmanager
 def explain_sparse(parameters: Sequence[nn.Parameter], model: nn.Module | None) -> Iterator[None]:
-    """Turns an optimizer's error about sparse or dense gradients into one that names the parameters."""
+    """Replaces an optimizer's error about sparse or dense gradients by one that names the parameters."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
@@ -159,8 +130,8 @@ def explain_sparse(parameters: Sequence[nn.Parameter], model: nn.Module | None) 
 
 
 @contextmanager
-def only_wrapper_on(model: nn.Module) -> Iterator[None]:
-    """One forward pass of the model; refuses a second optim wrapper of ours within it."""
+def refuse_second_wrapper(model: nn.Module) -> Iterator[None]:
+    """Surrounds a forward pass of the model, within which a second optim wrapper of ours is refused."""
     if model in _IN_FORWARD:
         raise RuntimeError(
             'MultiTaskOptimWrapper: two of them act on one forward pass, and each would take the losses for its own; '
@@ -174,10 +145,10 @@ def only_wrapper_on(model: nn.Module) -> Iterator[None]:
 
 
 def check_has_graph(loss: Tensor) -> bool:
-    """Whether there is anything to learn from in a batch; without a label and a graph there is not.
+    """Whether a batch gives anything to learn from: a loss with a graph.
 
     Raises:
-        ValueError: If there is not and other processes may have a backward, which would wait for this one's.
+        ValueError: If it does not and there are other processes: their backward would wait for this one's.
     """
     if not loss.requires_grad and num_processes() > 1:
         raise ValueError(
@@ -187,21 +158,21 @@ def check_has_graph(loss: Tensor) -> bool:
     return loss.requires_grad
 
 
-def check_reached(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-    """Raises RuntimeError if a parameter got no gradient on this rank that DistributedDataParallel waits for.
+def check_reached(model: nn.Module | None, parameters: Sequence[nn.Parameter]) -> None:
+    """Raises RuntimeError if a parameter got no gradient on this rank and DistributedDataParallel waits for it.
 
-    The other ranks then wait in their backward for good. torch says so in this rank's next forward pass, which it need
-    not reach: it may wait for the others before.
+    The other ranks then wait in their backward for good. torch raises its own error in the next forward pass of this
+    rank, which may never come: this rank may wait for the others before.
     """
     if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
         return
     if all(p.grad is not None or not p.requires_grad for p in parameters):
         return
-    left_out = getattr(model, 'parameters_to_ignore', ())
+    ignored = getattr(model, 'parameters_to_ignore', ())
     missing = [
         name
         for name, p in model.module.named_parameters()
-        if p.requires_grad and p.grad is None and name not in left_out
+        if p.requires_grad and p.grad is None and name not in ignored
     ]
     if missing:
         more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
@@ -212,8 +183,8 @@ def check_reached(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
         )
 
 
-def check_regularizers(regularizers: Sequence[Regularizer]) -> None:
-    """Raises ValueError for one that is no Regularizer, or whose diagnostics mmengine would take for losses."""
+def check_regularizers(regularizers: Sequence[object]) -> None:
+    """Raises ValueError for an object that is no Regularizer, or whose diagnostics mmengine would take for losses."""
     for regularizer in regularizers:
         if not isinstance(regularizer, Regularizer):
             raise ValueError(
@@ -228,10 +199,10 @@ def check_regularizers(regularizers: Sequence[Regularizer]) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel.
+    """Returns the model inside DistributedDataParallel, or the model itself.
 
     Raises:
-        RuntimeError: For a compiled whole model and for ``static_graph``.
+        RuntimeError: For a compiled whole model, ``static_graph``, DataParallel and FSDP.
     """
     refuse_compiled(model)
     kinds = {kind.__name__ for kind in type(model).__mro__}
@@ -262,10 +233,10 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def find_shared(model: nn.Module, name: str) -> nn.Module:
-    """The submodule whose output is the shared representation.
+    """Returns the submodule whose output is the shared representation.
 
     Raises:
-        ValueError: If there is none of that dotted name; lists those at the place where the name goes wrong.
+        ValueError: If the dotted name leads to none; lists the submodules where the name goes wrong.
     """
     if not name:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tells methods that average over epochs when one ends; the optim wrapper itself knows iterations only."""
+"""Tells methods that average over epochs when an epoch ends; the optim wrapper itself knows iterations only."""
 
 from mmengine.logging import MessageHub
 
@@ -6,7 +6,7 @@ from mmrepmtl.methods.weighting import Weighting
 
 
 class EpochWatch:
-    """Calls ``end_epoch`` of a weighting that asks for it when the epoch in mmengine's message hub has changed.
+    """Calls ``end_epoch`` of a weighting that declares ``per_epoch`` when mmengine's message hub has another epoch.
 
     Attributes:
         epoch: The epoch of the last forward pass; part of the checkpoint, so that a resumed run ends it too.
@@ -16,8 +16,8 @@ class EpochWatch:
         self.weighting, self.message_hub = weighting, message_hub
         self.epoch: int | None = None
 
-    def look(self) -> None:
-        """Looks at the epoch, before a forward pass.
+    def end_epoch_if_over(self) -> None:
+        """Ends the epoch of the last forward pass if the next one is in another; called before each forward pass.
 
         Raises:
             ValueError: If the method needs epochs and the loop has none.

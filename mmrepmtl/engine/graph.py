@@ -1,7 +1,8 @@
-"""What the graph of a loss says: which parameters it was computed from, and whose gradient is not finite."""
+"""Reads the graph of a loss: which parameters it was computed from, and whose gradient is not finite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from mmrepmtl.engine.nonfinite import NonFinite, all_finite
 
 
 def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tensor]:
-    """The leaf tensors that ``outputs`` were computed from, not looking behind ``stops``."""
-    found, seen = set(), {get_gradient_edge(stop).node for stop in stops}
+    """Returns the leaf tensors that ``outputs`` were computed from; the search does not go past ``stops``."""
+    found: set[Tensor] = set()
+    seen = {get_gradient_edge(stop).node for stop in stops}
     stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
     while stack:
         node = stack.pop()
@@ -25,11 +27,11 @@ def leaves(outputs: Sequence[Tensor], stops: Sequence[Tensor] = ()) -> set[Tenso
     return found
 
 
-def check_gradients(groups: Sequence[Mapping], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
+def check_gradients(groups: Sequence[Mapping[str, Any]], objectives: Sequence[Tensor], tasks: Sequence[str]) -> None:
     """Raises :class:`NonFinite` with the tasks' names if a ``.grad`` is not finite, after one ordinary backward.
 
     Args:
-        groups: The optimizer's; their gradients are final, and equal on all ranks.
+        groups: The optimizer's parameter groups; their gradients are final, and equal on all ranks.
         objectives: One for each task; only the links of their graphs are read.
         tasks: Their names.
     """
@@ -39,18 +41,23 @@ def check_gradients(groups: Sequence[Mapping], objectives: Sequence[Tensor], tas
 
 
 def tasks_of_nonfinite(
-    parameters, objectives: Sequence[Tensor], held: Mapping[int, Mapping[nn.Parameter, Tensor]]
+    parameters: Sequence[nn.Parameter],
+    objectives: Sequence[Tensor],
+    unwritten: Mapping[int, Mapping[nn.Parameter, Tensor]],
 ) -> list[int]:
-    """The tasks that alone own a parameter whose gradient is not finite, else those that share one, by number.
+    """Finds the tasks whose parameters have a gradient that is not finite, by their numbers.
+
+    A task that has such a parameter for itself hides those that only share one: the shared gradient may be bad because
+    of it.
 
     Args:
-        parameters: Whose ``.grad`` is looked at.
+        parameters: Those whose ``.grad`` is looked at.
         objectives: One for each task; only the links of their graphs are read.
-        held: Gradients that are not in ``.grad`` yet, for each task.
+        unwritten: Gradients that are not in ``.grad`` yet, for each task.
     """
     bad = {p for p in parameters if p.grad is not None and not _is_finite(p.grad)}
     reached = [leaves([objective]) & bad for objective in objectives]
-    for t, grads in held.items():
+    for t, grads in unwritten.items():
         reached[t] |= {p for p, grad in grads.items() if not _is_finite(grad)}
     alone = [
         t for t, mine in enumerate(reached) if mine - set().union(*(m for other, m in enumerate(reached) if other != t))
@@ -65,10 +72,10 @@ def _is_finite(grad: Tensor) -> bool:
 
 @contextmanager
 def explain_backward(what: str) -> Iterator[None]:
-    """Turns torch's error about re-entrant checkpointing into one that says what to do; lets all others pass.
+    """Replaces torch's error about re-entrant checkpointing by one that says what to do; lets all others pass.
 
     Args:
-        what: Whose gradient is taken, for the message.
+        what: Owner of the gradient, for the message.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, whatever has happened to its folder."""
+"""Finds the checkpoint that a run goes on from, also in a folder with damaged, copied or missing files."""
 
 import os
 import re
@@ -27,20 +27,20 @@ class WholeCheckpoint(NamedTuple):
 def find_checkpoint(
     cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None, weights_only: bool = False
 ) -> Path | None:
-    """The checkpoint of a run to go on from.
+    """Finds the checkpoint that a run goes on from.
 
     Args:
-        cfg: Of the run.
+        cfg: Config of the run.
         trust_checkpoint: Load checkpoints that hold more than data.
-        notes: Takes what the log is to say.
-        weights_only: A checkpoint without the state of a training will do, for a prediction.
+        notes: A list to which the lines for the log are added.
+        weights_only: Accept a checkpoint without the state of a training, for a prediction.
 
     Returns:
         The file, or None if the run has not written any checkpoint.
 
     Raises:
-        ValueError: If there are checkpoints, or there were, and none can be resumed: with the reason for each. If the
-            newest one could run code.
+        ValueError: If there are or were checkpoints and none can be resumed; names the reason for each. If the newest
+            one could run code.
     """
     found = find_whole(cfg, trust_checkpoint, notes, weights_only)
     return found and found.path
@@ -49,7 +49,7 @@ def find_checkpoint(
 def find_whole(
     cfg: Config, trust_checkpoint: bool = False, notes: list[str] | None = None, weights_only: bool = False
 ) -> WholeCheckpoint | None:
-    """:func:`find_checkpoint` with the progress that the file holds."""
+    """Finds the checkpoint as :func:`find_checkpoint` does, and returns its progress too."""
     notes = [] if notes is None else notes
     left_out: list[str] = []
     moved: list[str] = []
@@ -58,7 +58,7 @@ def find_whole(
     best = examine(named, trust_checkpoint, left_out, weights_only=weights_only) if named else None
     others = [path for path in run_checkpoints(cfg) if path != named and path.name != LAST_CHECKPOINT]
     if best is not None:
-        # A run may have been killed after it wrote one and before it named it.
+        # A run may have been killed between writing a checkpoint and writing its name.
         since = Path(cfg.work_dir, LAST_CHECKPOINT).stat().st_mtime_ns
         others = [path for path in others if path.stat().st_mtime_ns > since]
     whole = [examine(path, trust_checkpoint, left_out, weights_only=weights_only) for path in others]
@@ -83,7 +83,7 @@ def find_whole(
 
 
 def checkpoint_folders(cfg: Config) -> list[Path]:
-    """Where a run keeps its checkpoints: its work directory, and what its checkpoint hooks have as ``out_dir``."""
+    """Returns the folders of a run's checkpoints: its work directory, and the ``out_dir`` of its checkpoint hooks."""
     folders = [Path(cfg.work_dir)]
     for hook in _saving_hooks(cfg):
         out_dir = hook.get('out_dir')
@@ -102,7 +102,7 @@ def _saving_hooks(cfg: Config) -> Iterator[Mapping[str, Any]]:
 
 
 def run_checkpoints(cfg: Config) -> list[Path]:
-    """A run's checkpoints by their names, damaged ones among them, and the file that names the last one."""
+    """Lists the files that are named like checkpoints, damaged or not, and the file that names the last one."""
     own = [hook['filename_tmpl'] for hook in _saving_hooks(cfg) if hook.get('filename_tmpl')]
     templates = dict.fromkeys(['epoch_{}.pth', 'iter_{}.pth', *own])
     patterns = [re.compile(r'0*\d+'.join(map(re.escape, re.split(r'\{[^}]*\}', text)))) for text in templates]
@@ -117,11 +117,11 @@ def run_checkpoints(cfg: Config) -> list[Path]:
 
 
 def _read_last(cfg: Config, left_out: list[str], notes: list[str]) -> Path | None:
-    """What ``last_checkpoint`` names in the run's own folders; what is wrong with it goes to ``left_out``."""
+    """Returns the file in the run's own folders that ``last_checkpoint`` names; errors are added to ``left_out``."""
     file, folders = Path(cfg.work_dir, LAST_CHECKPOINT), checkpoint_folders(cfg)
     try:
         if file.exists() and not file.is_file():
-            raise OSError('it is no regular file')  # a pipe would be waited for
+            raise OSError('it is no regular file')  # reading a pipe would wait for ever
         text = file.read_bytes().decode().strip()
     except FileNotFoundError:
         if run_checkpoints(cfg):
@@ -151,9 +151,15 @@ def examine(
     Args:
         path: The file.
         trust: Load it even if it holds more than data.
-        left_out: Takes the reason, if it cannot be resumed.
-        refuse: Raise the error of a file that could run code: an older one in its place would be a guess.
-        weights_only: It need not hold the state of a training.
+        left_out: A list to which the reason is added, if it cannot be resumed.
+        refuse: Raise the error of a file that could run code: an older file in its place would be a guess.
+        weights_only: Accept a checkpoint without the state of a training.
+
+    Returns:
+        The file with its progress, or None if a run cannot go on from it.
+
+    Raises:
+        ValueError: If the file could run code and ``refuse`` is set.
     """
     try:
         checkpoint = load_checkpoint(path, trust=trust)

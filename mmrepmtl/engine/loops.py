@@ -1,45 +1,71 @@
-"""Training loops that go on where a checkpoint was saved: between two epochs, inside one, or before a validation."""
+"""Training loops that go on at the place of a checkpoint: between two epochs, inside one, or before a validation."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmrepmtl.datasets.positions import position_of, positioned_loader
 
 
-class _ExactLoop:
-    """What both loops share; they take the place of a loop that mmengine built.
+class _ExactLoop(BaseLoop):
+    """The base of both loops, which replace a loop that mmengine built.
 
     Args:
         loop: mmengine's loop, before it has run.
     """
 
-    def __init__(self, loop: Any) -> None:
-        vars(self).update(vars(loop))
+    # Both loops of mmengine have these; their base does not declare them.
+    val_begin: int
+    val_interval: int
+    _iter: int
+
+    def __init__(self, loop: EpochBasedTrainLoop | IterBasedTrainLoop) -> None:
+        self.__dict__.update(vars(loop))
         self.dataloader = positioned_loader(loop.dataloader, self.runner.seed)
 
-    def _start(self) -> None:
-        """Hooks before the training, then the validation that a killed run owes."""
+    @abstractmethod
+    def _between_epochs(self) -> bool:
+        """Whether the loop is at a place where a validation may be due."""
+
+    @abstractmethod
+    def _count(self) -> int:
+        """The epochs or iterations that are done, in the unit of the loop."""
+
+    @abstractmethod
+    def _ended(self) -> bool:
+        """Whether all epochs or iterations are done."""
+
+    @abstractmethod
+    def _trained(self) -> bool:
+        """Whether all batches are done; the last epoch may not be counted yet."""
+
+    @abstractmethod
+    def _where(self) -> str:
+        """The place of the loop, in words."""
+
+    def _before_training(self) -> None:
+        """Calls the hooks before the training, then runs the validation in which the run was killed, if any."""
         put_checkpoints_last(self.runner)
         self.runner.call_hook('before_train')
         if self._iter == 0:
             return
-        # Twice: a validation draws random numbers, and so do hooks between here and the first batch.
+        # This is done again before the first batch: a validation and hooks draw random numbers in between.
         self.runner.call_hook('restore_random_states')
         validated = self._validated()
-        owed = self._between_epochs() and self._validation_due() and not validated
-        nothing_left = self._trained() and not owed and (self._between_epochs() or validated)
+        unfinished = self._between_epochs() and self._validation_due() and not validated
+        nothing_left = self._trained() and not unfinished and (self._between_epochs() or validated)
         if not nothing_left:
             for hook in self.runner.hooks:
                 if isinstance(hook, CheckpointHook) and hook.last_ckpt is None:
-                    # Else mmengine would not note the best score of the next validation in the checkpoint.
+                    # Without it mmengine does not write the best score of the next validation into the checkpoint.
                     hook.last_ckpt = self.runner.message_hub.runtime_info.get('last_ckpt')
-        if owed:
+        if unfinished:
             self.runner.logger.info(f'the validation after {self._where()} was not finished: it is done now')
             self.runner.val_loop.run()
         if self._trained():
@@ -47,7 +73,7 @@ class _ExactLoop:
             self.runner.logger.info(f'the run has ended with iteration {self._iter}: {left}')
 
     def _validated(self) -> bool:
-        """Whether every hook that looks after validations has had the one of this iteration."""
+        """Whether every hook that acts on validations has seen the one of this iteration."""
         hooks = [hook for hook in self.runner.hooks if hasattr(hook, 'has_validated')]
         return all([hook.has_validated(self.runner) for hook in hooks])
 
@@ -59,26 +85,28 @@ class _ExactLoop:
         if self.runner.val_loop is None:
             return False
         self._decide_current_val_interval()
-        now = self._count()
-        return now >= self.val_begin and (now % self.val_interval == 0 or self._ended())
+        count = self._count()
+        return count >= self.val_begin and (count % self.val_interval == 0 or self._ended())
 
 
 class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
     """``EpochBasedTrainLoop`` that goes on inside an epoch, and finishes a validation that was interrupted.
 
     Attributes:
-        batches_done: Batches of the current epoch that are done, the one that hooks are told of in ``after_train_iter``
-            included; None: as the numbers of epochs and iterations say.
+        batches_done: Batches of the current epoch that are done. It includes the current one in ``after_train_iter``.
     """
+
+    _epoch: int
+    _max_epochs: int
 
     def __init__(self, loop: EpochBasedTrainLoop) -> None:
         super().__init__(loop)
-        self.batches_done: int | None = None
+        self.batches_done = 0
 
     def run(self) -> Any:
         """Launches training, or goes on with it."""
         self._find_place()
-        self._start()
+        self._before_training()
         while self._epoch < self._max_epochs and not self.stop_training:
             # A checkpoint of the last iteration of an epoch is older than what follows the epoch.
             over = self.batches_done == len(self.dataloader) and self._validated()
@@ -105,11 +133,10 @@ class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
         self._epoch += 1
 
     def _find_place(self) -> None:
-        """Where in an epoch the run stands, of a checkpoint that does not say so itself."""
-        if self.batches_done is None:
-            done = self._iter - self._epoch * len(self.dataloader)
-            # A number out of range tells that the epochs had another length.
-            self.batches_done = done if 0 < done <= len(self.dataloader) and self._epoch < self._max_epochs else 0
+        """Computes the place in the epoch from the counters; ResumeHook knows it better if the checkpoint holds it."""
+        done = self._iter - self._epoch * len(self.dataloader)
+        # A number out of range means that the epochs had another length.
+        self.batches_done = done if 0 < done <= len(self.dataloader) and self._epoch < self._max_epochs else 0
 
     def _between_epochs(self) -> bool:
         return self.batches_done == 0 and self._epoch > 0
@@ -130,13 +157,15 @@ class ExactEpochLoop(_ExactLoop, EpochBasedTrainLoop):
 class ExactIterLoop(_ExactLoop, IterBasedTrainLoop):
     """``IterBasedTrainLoop`` that finds its place in the data, and finishes a validation that was interrupted."""
 
+    _max_iters: int
+
     def __init__(self, loop: IterBasedTrainLoop) -> None:
         super().__init__(loop)
         self.dataloader_iterator = BatchStream(self.dataloader)
 
     def run(self) -> Any:
         """Launches training, or goes on with it."""
-        self._start()
+        self._before_training()
         if self._epoch > 0 and self._ended():  # the checkpoint of the end of the one epoch
             self.runner.call_hook('after_train')
             return self.runner.model
@@ -171,31 +200,29 @@ class BatchStream:
     """The batches of a loader, pass after pass without end.
 
     Args:
-        loader: The loader; of an endless sampler there is one pass only.
+        loader: The loader; with an endless sampler there is one pass only.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader, self._pass = loader, 0
-        self._iterator: Iterator | None = None
+        self._iterator: Iterator[Any] | None = None
 
     def __iter__(self) -> 'BatchStream':
         return self
 
     def __next__(self) -> Any:
-        if self._iterator is None:
-            self._begin(0)
+        iterator = self._iterator or self._begin(0)
         try:
-            return next(self._iterator)
+            return next(iterator)
         except StopIteration:
             self._pass += 1
-            self._begin(0)
         try:
-            return next(self._iterator)
+            return next(self._begin(0))
         except StopIteration:
             raise ValueError('the training data loader has no batches: a data set smaller than one batch?') from None
 
     def skip(self, batches: int) -> None:
-        """Moves to the batch after so many batches since the start of the stream."""
+        """Moves to the place after so many batches since the start of the stream."""
         position = position_of(self._loader)
         if position is not None and position.begin(0, batches) == batches:
             self._iterator = iter(self._loader)
@@ -203,22 +230,25 @@ class BatchStream:
         self._pass, left = divmod(batches, len(self._loader))
         self._begin(left)
 
-    def _begin(self, batches: int) -> None:
+    def _begin(self, batches: int) -> Iterator[Any]:
+        """Begins the current pass after so many batches."""
         if self._pass:
             _set_epoch(self._loader, self._pass)
         self._iterator = _batches_from(self._loader, self._pass, batches)
+        return self._iterator
 
 
-def _set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Tells the sampler the epoch, wherever mmengine's own hook would look for one."""
-    for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+def _set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Tells the sampler the epoch; the sampler is found as mmengine's own hook finds it."""
+    samplers: tuple[Any, ...] = (loader.sampler, getattr(loader.batch_sampler, 'sampler', None))
+    for sampler in samplers:
         if hasattr(sampler, 'set_epoch'):
             sampler.set_epoch(epoch)
             return
 
 
-def _batches_from(loader: DataLoader, number: int, batches: int) -> Iterator:
-    """An iterator over the pass ``number`` that begins after so many batches."""
+def _batches_from(loader: DataLoader[Any], number: int, batches: int) -> Iterator[Any]:
+    """Returns an iterator over the pass ``number`` that begins after so many batches."""
     position = position_of(loader)
     if position is not None:
         position.begin(number, batches)
@@ -236,21 +266,21 @@ def _batches_from(loader: DataLoader, number: int, batches: int) -> Iterator:
 
 
 def use_exact_loop(runner: Runner) -> None:
-    """Puts one of the loops above in the place of mmengine's own, in ``before_run``; a loop of the user's stays.
+    """Replaces mmengine's training loop by one of the loops above, in ``before_run``; a loop class of a user's stays.
 
-    mmengine builds its own loops without a registry where a config says ``by_epoch``, and by name otherwise: the built
-    loop is the only place that all configs, ours and mmseg's, have in common.
+    mmengine builds its loops by name, or without a registry if a config has ``by_epoch``. Only the built loop is common
+    to all configs, ours and mmseg's.
     """
-    kinds = {EpochBasedTrainLoop: ExactEpochLoop, IterBasedTrainLoop: ExactIterLoop}
+    kinds: dict[type, Any] = {EpochBasedTrainLoop: ExactEpochLoop, IterBasedTrainLoop: ExactIterLoop}
     loop = runner._train_loop  # the property would build the training loop of a run that only tests
     if type(loop) in kinds:
         runner._train_loop = kinds[type(loop)](loop)
 
 
 def use_seed(runner: Runner, seed: int) -> None:
-    """Gives a run another seed before a loop of mmengine's begins: its data loader is built a second time.
+    """Gives a run another seed before a loop of mmengine begins, and builds its data loader a second time.
 
-    Samplers and workers keep the seed that they are built with. A data loader that the user has built is kept.
+    Samplers and workers keep the seed that they are built with. A data loader that the user has built stays.
     """
     runner._randomness_cfg.update(seed=seed)
     runner.set_randomness(**runner._randomness_cfg)
@@ -261,10 +291,9 @@ def use_seed(runner: Runner, seed: int) -> None:
 
 
 def put_checkpoints_last(runner: Runner) -> None:
-    """Has checkpoints saved when every other hook has acted, whatever its priority.
+    """Moves the hooks that save checkpoints behind all others, whatever their priority.
 
-    A hook that swaps weights for a validation, or keeps a moving average of them, would else come into a checkpoint in
-    the middle of what it does.
+    Otherwise a checkpoint might be saved while another hook, such as one that swaps or averages weights, is half done.
     """
     hooks = runner.hooks
     saving = [hook for hook in hooks if isinstance(hook, CheckpointHook)]

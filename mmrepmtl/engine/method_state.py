@@ -3,48 +3,59 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from torch import nn
 
+from mmrepmtl.engine.aliases import State
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.registry import AGGREGATORS, REGULARIZERS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type, plain_data, type_name
 
+if TYPE_CHECKING:
+    from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 
-def method_signature(weighting, aggregator, regularizers: Sequence, **settings) -> dict:
-    """Everything of a method that changes what is optimised, with all defaults filled in, as plain data.
+#: A method as a setting has it: its config, or the object.
+Method: TypeAlias = Mapping[str, Any] | nn.Module
+
+
+def method_signature(
+    weighting: Method, aggregator: Method | None, regularizers: Sequence[Method], **settings: Any
+) -> State:
+    """Returns all settings of a method that change the objective, with all defaults filled in, as plain data.
 
     Args:
         weighting: Config or object of the loss weighting.
-        aggregator: That of the aggregator, or None.
-        regularizers: Those of the regularisers.
+        aggregator: Config or object of the aggregator, or None.
+        regularizers: Configs or objects of the regularisers.
         **settings: The optim wrapper's own.
     """
     return dict(
-        weighting=_filled(weighting, WEIGHTINGS),
-        aggregator=_filled(aggregator, AGGREGATORS),
-        regularizers=[_filled(regularizer, REGULARIZERS) for regularizer in regularizers],
+        weighting=_with_defaults(weighting, WEIGHTINGS),
+        aggregator=_with_defaults(aggregator, AGGREGATORS),
+        regularizers=[_with_defaults(regularizer, REGULARIZERS) for regularizer in regularizers],
         **{key: _plain(value) for key, value in settings.items()},
     )
 
 
-def _filled(cfg, registry: Registry):
-    """A method's config with the arguments that it leaves to their defaults."""
+def _with_defaults(cfg: Method | None, registry: Registry) -> Any:
+    """Fills the arguments that a method's config does not give in with their defaults."""
     if not isinstance(cfg, Mapping):
         return _plain(cfg)
     kind = find_type(cfg['type'], registry)
     if kind is None:
-        return _plain(cfg)  # building it says what is wrong
+        return _plain(cfg)  # the error comes when it is built
     arguments = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
     bound = inspect.signature(kind).bind(**arguments)
     bound.apply_defaults()
     return dict(type=type_name(kind), **_plain(bound.arguments))
 
 
-def _plain(cfg):
+def _plain(cfg: Any) -> Any:
     if isinstance(cfg, nn.Module):
         scalars = {key: value for key, value in vars(cfg).items() if isinstance(value, (bool, int, float, str))}
         return dict(type=type(cfg).__name__, **{key: v for key, v in scalars.items() if not key.startswith('_')})
@@ -56,20 +67,26 @@ def _plain(cfg):
     return plain_data(cfg)
 
 
-#: Settings that older checkpoints do not tell.
-YOUNGER = ('zero_loss',)
+#: Settings that older checkpoints do not hold.
+NEWER_SETTINGS = ('zero_loss',)
 
 
 class OtherRun(ValueError, RuntimeError):
-    """A checkpoint that belongs to another run; a ValueError, which the tools say in one line."""
+    """A checkpoint that belongs to another run; a ValueError, which the tools show as one line."""
 
 
-def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
+def check_same_run(saved: State | None, signature: State, force: bool) -> bool:
     """Whether the method's own state can be restored from ``saved``.
+
+    Args:
+        saved: The ``'multi_task'`` part of the checkpoint, as :func:`method_state` makes it; None if it has none.
+        signature: That of this run, from :func:`method_signature`.
+        force: Warn of differences instead of refusing them.
 
     Raises:
         OtherRun: If the method, its settings or the number of processes differ and ``force`` is not set.
     """
+    old: State = {}
     if saved is None:
         differences = ['the checkpoint was not written by MultiTaskOptimWrapper']
     else:
@@ -77,8 +94,8 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
             old, world_size = dict(json.loads(saved['signature'])), saved['world_size']
         except (KeyError, TypeError, ValueError) as error:
             raise OtherRun(f'MultiTaskOptimWrapper: multi_task of the checkpoint is damaged ({error!r})') from None
-        # A setting that is younger than the checkpoint had no other value then.
-        old = {key: signature[key] for key in YOUNGER if key in signature} | old
+        # A setting that is newer than the checkpoint had no other value then.
+        old = {key: signature[key] for key in NEWER_SETTINGS if key in signature} | old
         differences = [
             f'{key}: {old.get(key)} in the checkpoint, {signature[key]} now'
             for key in signature
@@ -103,8 +120,14 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     )
 
 
-def add_learned_group(wrapper, parameters: list[nn.Parameter], lr: float | None) -> None:
-    """Gives what a method learns a parameter group of its own, without decay, to the wrapper's optimizer."""
+def add_learned_group(wrapper: OptimWrapper, parameters: list[nn.Parameter], lr: float | None) -> None:
+    """Adds the weights that a method learns to the wrapper's optimizer, as a parameter group without decay.
+
+    Args:
+        wrapper: The optim wrapper whose optimizer trains them.
+        parameters: The weights.
+        lr: Their learning rate; None: that of the optimizer.
+    """
     defaults = wrapper.optimizer.defaults
     group = dict(params=parameters, lr=defaults['lr'] if lr is None else lr, weight_decay=0.0)
     wrapper.optimizer.add_param_group(group)
@@ -113,12 +136,12 @@ def add_learned_group(wrapper, parameters: list[nn.Parameter], lr: float | None)
         wrapper.base_param_settings = dict(params=torch.tensor([0.0]), **defaults)
 
 
-def without_learned(state_dict: dict, optimizer: torch.optim.Optimizer, count: int, has_learned: bool) -> dict:
-    """The optimizer's state of the model alone: that of another method's learned weights means nothing here.
+def without_learned(state_dict: State, optimizer: torch.optim.Optimizer, count: int, has_learned: bool) -> State:
+    """Reduces an optimizer's state to that of the model: the learned weights were those of another method.
 
     Args:
-        state_dict: What was saved.
-        optimizer: What it is loaded into.
+        state_dict: The state that was saved.
+        optimizer: The optimizer that it is loaded into.
         count: Number of the model's parameters, which come first in both.
         has_learned: Whether the optimizer's last group holds learned weights.
     """
@@ -130,13 +153,13 @@ def without_learned(state_dict: dict, optimizer: torch.optim.Optimizer, count: i
     )
 
 
-def method_state(wrapper) -> dict:
-    """What a MultiTaskOptimWrapper adds to the optimizer's state."""
+def method_state(wrapper: 'MultiTaskOptimWrapper') -> State:
+    """Returns the part of a MultiTaskOptimWrapper's state that is the method's."""
     aggregator = wrapper.aggregator
     return dict(
         signature=json.dumps(wrapper.signature, sort_keys=True),
         world_size=num_processes(),
-        tasks=list(wrapper.prefixes or {}),
+        tasks=list(wrapper.prefixes),
         weighting=wrapper.weighting.state_dict(),
         aggregator=aggregator.state_dict() if aggregator is not None else {},
         regularizers=[regularizer.state_dict() for regularizer in wrapper.regularizers],
@@ -145,7 +168,7 @@ def method_state(wrapper) -> dict:
     )
 
 
-def load_method_state(wrapper, saved: dict) -> None:
+def load_method_state(wrapper: 'MultiTaskOptimWrapper', saved: State) -> None:
     """Restores :func:`method_state` of the same run."""
     wrapper.weighting.load_state_dict(saved['weighting'])
     if wrapper.aggregator is not None:
@@ -157,11 +180,11 @@ def load_method_state(wrapper, saved: dict) -> None:
         wrapper.policy.load_state_dict(saved['skipped'])
 
 
-def load_wrapper_state(wrapper, state_dict: dict) -> None:
-    """Restores the ``state_dict()`` of a MultiTaskOptimWrapper, which is changed; raises as :func:`check_same_run`."""
+def load_wrapper_state(wrapper: 'MultiTaskOptimWrapper', state_dict: State) -> None:
+    """Restores the ``state_dict()`` of a MultiTaskOptimWrapper, and empties it; raises as :func:`check_same_run`."""
     scaler, own = state_dict.pop('loss_scaler', None), state_dict.pop('multi_task', None)
     same = check_same_run(own, wrapper.signature, wrapper.force_resume)
-    if own is not None and own['tasks'] and wrapper.prefixes is None:
+    if own is not None and own['tasks'] and not wrapper.prefixes:
         wrapper.setup_methods({task: '' for task in own['tasks']})
     if same:
         load_method_state(wrapper, own)

@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: training stops with the task's name, or the step is skipped."""
+"""Finds losses and gradients that are not finite: training stops with the task's name, or the step is skipped."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,16 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmrepmtl.engine.aliases import State
+
 
 class NonFinite(Exception):  # noqa: N818  a signal inside the engine, never seen by users
     """A loss or gradient that is not finite, the same on all ranks.
 
     Args:
         what: 'loss', 'gradient' or 'penalty'.
-        tasks: Names of the tasks that it was found in; empty where it belongs to none.
-        value: For the message.
+        tasks: Names of the tasks that it belongs to; empty if it belongs to none.
+        value: The number, for the message.
     """
 
     def __init__(self, what: str, tasks: Sequence[str] = (), value: float | None = None) -> None:
@@ -33,7 +35,7 @@ def check_finite(tasks: Sequence[str], losses_T: Tensor, extra: Tensor | None) -
 
 def all_finite(grads: Sequence[Tensor]) -> bool:
     """Whether every element is finite, in one pass and one transfer; equal on all ranks if the gradients are."""
-    # Sums of squares take a fraction of the time of maxima on a CPU; one beyond the range may be of finite elements.
+    # On a CPU the 2-norm is several times faster than the maximum. It may overflow for finite elements: ask again then.
     return not grads or any(_all_norms_finite(grads, order) for order in (2, torch.inf))
 
 
@@ -42,15 +44,20 @@ def _all_norms_finite(grads: Sequence[Tensor], order: float) -> bool:
 
 
 class NonFinitePolicy:
-    """Counts skipped steps, and stops training where the setting says so.
+    """Counts skipped steps, and stops training if the setting says so.
 
-    A gradient scaler's overflow is no error: the step is skipped, as always with float16, and its scale lowered. That
-    many in a row are one, as are steps skipped by ``'skip'``: nothing is learned any more.
+    An overflow of a gradient scaler is no error: the step is skipped, as always with float16, and the scale is lowered.
+    ``max_skipped`` skipped steps in a row are an error, whatever skipped them: the run no longer learns.
 
     Args:
         mode: ``'raise'`` or ``'skip'``.
         has_scaler: Whether a gradient scaler is at work.
-        max_skipped: So many skipped steps in a row stop training.
+        max_skipped: Number of skipped steps in a row that stops training.
+
+    Attributes:
+        total: Skipped steps of the run.
+        in_a_row: Skipped steps since the last one that was made.
+        found: The error of this window, or None.
     """
 
     def __init__(self, mode: str, has_scaler: bool, max_skipped: int) -> None:
@@ -67,8 +74,8 @@ class NonFinitePolicy:
         """Whether a step can be skipped at all."""
         return self.has_scaler or self.mode == 'skip'
 
-    def note(self, error: NonFinite, iteration: int) -> None:
-        """Remembers what was found, so that this window's step is skipped.
+    def record(self, error: NonFinite, iteration: int) -> None:
+        """Remembers the error, so that this window's step is skipped.
 
         Raises:
             FloatingPointError: If the setting is 'raise' and no scaler is at work.
@@ -80,8 +87,8 @@ class NonFinitePolicy:
             ) from error
         self.found = self.found or error
 
-    def skip(self, iteration: int) -> None:
-        """Counts the step that is skipped for what was found.
+    def count_skip(self, iteration: int) -> None:
+        """Counts a step that is skipped for the recorded error.
 
         Raises:
             FloatingPointError: If it is the ``max_skipped``-th in a row.
@@ -101,14 +108,14 @@ class NonFinitePolicy:
                 level=30,
             )
 
-    def stepped(self) -> None:
-        """A step was made."""
+    def count_step(self) -> None:
+        """Counts a step that was made."""
         self.in_a_row = 0
 
-    def state_dict(self) -> dict:
-        """The counts."""
+    def state_dict(self) -> State:
+        """Returns the counts."""
         return dict(total=self.total, in_a_row=self.in_a_row)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restores :meth:`state_dict`."""
         self.total, self.in_a_row = state['total'], state['in_a_row']

@@ -1,4 +1,4 @@
-"""From the losses of one forward pass to the record that its backward needs: weights, penalties, and what is logged."""
+"""Makes the record of a step from the losses of one forward pass: weights, penalties, and the values for the log."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmrepmtl.engine.aliases import ProcessGroup, Representation
 from mmrepmtl.engine.nonfinite import NonFinite, check_finite
+from mmrepmtl.engine.sum_tensors import sum_tensors
 from mmrepmtl.engine.task_losses import TaskLosses, check_connected
 from mmrepmtl.methods.collectives import num_processes
 from mmrepmtl.methods.regularizer import Regularizer, RegularizerContext
@@ -17,7 +19,7 @@ from mmrepmtl.methods.weighting import Weighting
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one forward pass leaves for its backward.
+    """The record of one forward pass, from which its backward is run.
 
     Attributes:
         tasks: Names, in order.
@@ -26,12 +28,12 @@ class Step:
         factor: 1 / number of micro-batches in the accumulation window.
         scale: The gradient scaler's scale; ``.grad`` is left multiplied by it.
         last: Whether the window ends here.
-        weighted: The weighting's scalar, with the gradient of what it learns.
+        weighted: The weighting's scalar, with the gradient of its learned weights.
         objectives: Each task's weighted, transformed loss; the weight is a constant.
-        rest: What belongs to no task (penalties, unclaimed losses), or None; without a graph in iterations that a
-            regulariser leaves out.
-        log: What the log shows, besides the objective.
-        found: What is not finite; there is no backward then.
+        rest: Sum of the terms that belong to no task (penalties, unclaimed losses), or None. It has no graph in
+            iterations that a regulariser leaves out.
+        log: Values for the log, besides the objective.
+        found: The loss or penalty that is not finite, or None; with one there is no backward.
     """
 
     tasks: tuple[str, ...]
@@ -58,7 +60,7 @@ class Step:
 
 
 def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) -> list[Tensor]:
-    """The transformed losses; 0 for tasks without a label.
+    """Transforms the losses; tasks without a label get 0.
 
     Raises:
         ValueError: If a loss is not positive and the transform is the log.
@@ -81,9 +83,9 @@ def transform_losses(losses: TaskLosses, transform: str | None, iteration: int) 
 
 
 def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted objective and the weights (T,); whether it becomes part of a step is not known yet.
+    """Returns the weighted objective and the weights (T,). Whether a step follows is not known yet.
 
-    The weighting sees values only: its learned weights get the gradient of the global objective on every rank.
+    The weighting sees values only, so that its learned weights get the gradient of the global objective on every rank.
     """
     leaf_T = torch.stack([value.detach() for value in transformed]).requires_grad_()
     scalar = weighting(leaf_T, None if labelled_T.all() else labelled_T, advance=False)
@@ -91,7 +93,7 @@ def weigh(weighting: Weighting, transformed: Sequence[Tensor], labelled_T: Tenso
     if not weighting.learned():
         scalar = scalar.detach()
     terms = (w * (value - value.detach()) for w, value in zip(weights_T, transformed, strict=True))
-    return scalar + sum(terms), weights_T
+    return scalar + sum_tensors(terms), weights_T
 
 
 def _without_backward(
@@ -101,15 +103,15 @@ def _without_backward(
     last: bool,
     found: NonFinite | None = None,
 ) -> Step:
-    """The record of a forward pass whose window makes no step: its loss is the plain sum, for the log."""
+    """Makes the record of a forward pass whose window makes no step: its loss is the plain sum, for the log."""
     return Step(
         tasks=tuple(losses.losses),
         labelled_T=losses.labelled_T,
         views=views,
         factor=context.backward_scale,
-        scale=context.scale,
+        scale=float(context.scale),
         last=last,
-        weighted=sum(losses.losses.values()),
+        weighted=sum_tensors(losses.losses.values()),
         objectives=(),
         rest=None,
         log=losses.log,
@@ -120,7 +122,7 @@ def _without_backward(
 def objective(
     losses: TaskLosses,
     views: Sequence[Tensor],
-    representation,
+    representation: Representation,
     *,
     weighting: Weighting,
     regularizers: Sequence[Regularizer],
@@ -130,19 +132,19 @@ def objective(
     full_report: bool,
     skipped: bool,
 ) -> Step:
-    """The record of one forward pass. Nothing that it is given is changed, but what a method counts of its own calls.
+    """Makes the record of one forward pass. It changes nothing, except that methods may count their own calls.
 
     Args:
-        losses: Of this forward pass.
+        losses: The losses of this forward pass.
         views: The views of Z that the heads read.
         representation: Z as a regulariser takes it, made of those views.
         weighting: The loss weighting.
         regularizers: Those of the run.
         loss_transform: ``'log'`` or None.
-        context: What the regularisers are told; the weights are filled in here.
+        context: The facts for the regularisers; the task weights are filled in here.
         last: Whether the accumulation window ends with this forward pass.
         full_report: Whether all diagnostics are wanted.
-        skipped: Whether the window makes no step any more, so that no method is to see this pass.
+        skipped: Whether the step of this window is skipped already, so that no method may see this pass.
 
     Raises:
         ValueError: For a loss that the transform or a method cannot take.
@@ -167,7 +169,7 @@ def objective(
         _without_backward(losses, views, context, last),
         weighted=weighted,
         objectives=[w * value for w, value in zip(weights_T, transformed, strict=True)],
-        rest=sum(rest) if rest else None,
+        rest=sum_tensors(rest) if rest else None,
         log=losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report,
     )
 
@@ -175,18 +177,18 @@ def objective(
 def regularize(
     regularizers: Sequence[Regularizer],
     losses: TaskLosses,
-    representation,
+    representation: Representation,
     context: RegularizerContext,
     full_report: bool,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The sum of the regularisers' terms, and their diagnostics, both averaged over ranks in value.
+    """Calls the regularisers; returns the sum of their terms and their diagnostics, in value averaged over ranks.
 
     Args:
         regularizers: Those of the run; without any, or without a labelled task, the sum is None.
-        losses: Of this forward pass.
-        representation: Z, as the shared module returned it, of views.
-        context: What the regularisers are told.
-        full_report: Whether all diagnostics are wanted, or those alone that are always logged.
+        losses: The losses of this forward pass.
+        representation: Z as a regulariser takes it, made of the views.
+        context: The facts for the regularisers.
+        full_report: Whether all diagnostics are wanted, or only those that are always logged.
 
     Raises:
         NonFinite: If the sum is not finite.
@@ -195,7 +197,8 @@ def regularize(
     active = losses.labelled()
     if not (regularizers and active):
         return None, {}
-    terms, report = [], {}
+    terms: list[Tensor] = []
+    diagnostics: dict[str, float | Tensor] = {}
     for regularizer in regularizers:
         terms += regularizer(active, representation, context).values()
         for key, value in regularizer.diagnostics.items():
@@ -205,16 +208,24 @@ def regularize(
                     'adds every logged value whose name contains "loss" to the objective; rename it'
                 )
             if full_report or key in regularizer.always_logged:
-                report[f'{regularizer.name}/{key}'] = value
-    penalty = sum(terms)
-    report = mean_over_ranks(dict(penalty=penalty.detach(), **report), losses.losses_T, context.process_group)
+                diagnostics[f'{regularizer.name}/{key}'] = value
+    # A regulariser may leave an iteration out by returning no term.
+    penalty = sum_tensors(terms) if terms else losses.losses_T.new_zeros(())
+    diagnostics = dict(penalty=penalty.detach(), **diagnostics)
+    report = mean_over_ranks(diagnostics, losses.losses_T, context.process_group)
     if not torch.isfinite(report['penalty']):
         raise NonFinite('penalty', value=report['penalty'].item())
     return penalty + (report['penalty'] - penalty.detach()), report
 
 
-def mean_over_ranks(report: Mapping[str, float | Tensor], like: Tensor, group) -> dict[str, Tensor]:
-    """Averages named scalars in one collective; every rank must hold the same names."""
+def mean_over_ranks(report: Mapping[str, float | Tensor], like: Tensor, group: ProcessGroup) -> dict[str, Tensor]:
+    """Averages named scalars over ranks in one collective; every rank must hold the same names.
+
+    Args:
+        report: {name: scalar}.
+        like: A tensor of the dtype and device to reduce in.
+        group: The processes.
+    """
     values = like.new_tensor([float(value) for value in report.values()])
     if num_processes() > 1 and report:
         dist.all_reduce(values, group=group)

@@ -1,8 +1,8 @@
 """The one place where a multi-task method meets training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from mmengine.logging import print_log
@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmrepmtl.engine import checks
+from mmrepmtl.engine.aliases import ProcessGroup, State
 from mmrepmtl.engine.buffers import BufferKeeper
 from mmrepmtl.engine.capture import SharedCapture
 from mmrepmtl.engine.epochs import EpochWatch
@@ -23,14 +24,16 @@ from mmrepmtl.engine.method_state import (
     method_state,
     without_learned,
 )
-from mmrepmtl.engine.methods import build_method
+from mmrepmtl.engine.methods import build_method, setup_methods
 from mmrepmtl.engine.nonfinite import NonFinite, NonFinitePolicy
 from mmrepmtl.engine.objective import Step, objective
+from mmrepmtl.engine.outside import OutsideParameters
 from mmrepmtl.engine.precision import Precision
 from mmrepmtl.engine.report import describe, report_gradients
 from mmrepmtl.engine.second_look import SecondLook
 from mmrepmtl.engine.task_losses import TaskLosses, ZeroLosses, agreed_losses, collect, resolve_prefixes
 from mmrepmtl.methods.aggregation import Aggregator
+from mmrepmtl.methods.collectives import own_group
 from mmrepmtl.methods.regularizer import Regularizer, RegularizerContext
 from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
@@ -40,24 +43,21 @@ from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTI
 class MultiTaskOptimWrapper(OptimWrapper):
     """Optim wrapper in which a loss weighting, a gradient aggregator and regularisers of Z act on any mmengine model.
 
-    Nothing in the model changes: within ``optim_context`` a hook on the shared module captures Z and a hook on the
-    model turns its per-task losses into the objective
+    The model stays as it is. Within ``optim_context`` a hook on the shared module captures Z, and a hook on the model
+    turns its per-task losses into the objective
 
         sum_t w_t f(L_t) + sum of the regularisers' terms,        f = log or the identity.
 
-    Both act inside ``forward``, where DistributedDataParallel keeps every gradient right. Losses are global (mean over
-    ranks) in value wherever a method reads them; models whose losses are means over a varying number of elements per
-    rank get the mean of the ranks' means, ours normalise globally. With accumulation every micro-batch uses its own
-    values.
+    Both act inside ``forward``, so that DistributedDataParallel sees the objective. Methods read losses that are global
+    (mean over ranks) in value; docs/engine.md says how. With accumulation every micro-batch uses its own values.
 
     Args:
         optimizer: The optimizer (mmengine builds it from the config).
-        shared: Dotted name of the module whose output is the shared representation Z; whatever follows it is a head.
+        shared: Dotted name of the module whose output is the shared representation Z; all that follows it is a head.
         tasks: {task: prefix of its loss keys}, a list of task names (prefix ``'TASK.'``), or None: the model's own
             ``tasks``.
-        extra_losses: What to do with loss keys that no task claims: ``'error'`` or ``'add'`` (unweighted).
-        loss_transform: ``'log'``: the objective is made of log losses, as on all benchmarks of the paper; None: of the
-            losses.
+        extra_losses: Treatment of loss keys that no task claims: ``'error'`` or ``'add'`` (unweighted).
+        loss_transform: ``'log'`` (as on all benchmarks of the paper) or None: f in the objective.
         weighting: Config of the loss weighting.
         aggregator: Config of the gradient aggregator, or None for one ordinary backward.
         regularizers: Configs of the regularisers.
@@ -65,27 +65,27 @@ class MultiTaskOptimWrapper(OptimWrapper):
         loss_scale: Arguments of ``torch.amp.GradScaler`` for fp16, for example ``dict(init_scale=1024.)``.
         weighting_lr: Learning rate of the weights that a method learns; None: that of the optimizer. They have no decay
             and are not part of gradient clipping.
-        diagnostics_interval: Every how many iterations the regularisers' diagnostics go to the log.
-        on_nonfinite: What to do about a loss or gradient that is not finite: ``'raise'``, or ``'skip'``: make no step
-            and count it. With fp16 an overflow is the gradient scaler's business: it skips the step, lowers its scale.
-        max_skipped: So many skipped steps in a row stop training in any case.
-        zero_loss: What a loss of exactly 0 is (no valid pixel in the global batch, of a model that does not tell so)
-            where losses must be positive: under the log and for methods that take logarithms or scales of losses.
-            ``'unlabelled'``: the task has no label in that batch, and the log says so once; ``'error'``: an error.
+        diagnostics_interval: Iterations between two logs of the regularisers' diagnostics.
+        on_nonfinite: Treatment of a loss or gradient that is not finite: ``'raise'``, or ``'skip'``: make no step and
+            count it. With fp16 the gradient scaler handles overflows: it skips the step and lowers its scale.
+        max_skipped: Number of skipped steps in a row that stops training in any case.
+        zero_loss: Meaning of a loss of exactly 0 (no valid pixel in the global batch) if losses must be positive: under
+            the log, and for methods that take logarithms or scales of losses. ``'unlabelled'``: the task has no label
+            in that batch, which the log says once; ``'error'``: an error.
         force_resume: Resume although the method or the number of processes differs from the checkpoint's.
         accumulative_counts: Micro-batches per optimizer step.
         clip_grad: As in mmengine.
 
     Attributes:
-        level: How the aggregator gets its gradients, once the model is known; None without an aggregator.
-        prefixes: {task: prefix of its loss keys}, once the model or a checkpoint has told, else None.
-        prepared: The model that all was checked for, perhaps inside DistributedDataParallel.
-        policy, buffers, epochs, second_look: What a checkpoint holds of a window or an epoch that is not finished.
+        level: Computes and combines the gradients once the model is known; None without an aggregator.
+        prefixes: {task: prefix of its loss keys}; empty until a model or a checkpoint is known.
+        prepared: The model that the settings were checked for, perhaps inside DistributedDataParallel, or None.
+        policy, buffers, epochs, second_look: Parts that have state in an unfinished window or epoch.
 
     Raises:
         ValueError: For settings that contradict each other, an unknown ``shared``, unclaimed losses, a loss that is not
             positive under the log.
-        RuntimeError: Where a method could not act: hooks that did not fire, a compiled whole model, ``static_graph``.
+        RuntimeError: If a method could not act: a hook did not fire, the whole model is compiled, ``static_graph``.
         FloatingPointError: For a loss or gradient that is not finite, with the task's name and the iteration.
     """
 
@@ -96,11 +96,11 @@ class MultiTaskOptimWrapper(OptimWrapper):
         tasks: Mapping[str, str] | Sequence[str] | None = None,
         extra_losses: Literal['error', 'add'] = 'error',
         loss_transform: Literal['log'] | None = None,
-        weighting: dict | Weighting | None = None,
-        aggregator: dict | Aggregator | None = None,
-        regularizers: Sequence[dict | Regularizer] = (),
+        weighting: dict[str, Any] | Weighting | None = None,
+        aggregator: dict[str, Any] | Aggregator | None = None,
+        regularizers: Sequence[dict[str, Any] | Regularizer] = (),
         precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32',
-        loss_scale: dict | None = None,
+        loss_scale: dict[str, Any] | None = None,
         weighting_lr: float | None = None,
         diagnostics_interval: int = 10,
         on_nonfinite: Literal['raise', 'skip'] = 'raise',
@@ -108,7 +108,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         zero_loss: Literal['unlabelled', 'error'] = 'unlabelled',
         force_resume: bool = False,
         accumulative_counts: int = 1,
-        clip_grad: dict | None = None,
+        clip_grad: dict[str, Any] | None = None,
     ) -> None:
         clip_grad = None if clip_grad is None else dict(clip_grad)
         OptimWrapper.__init__(self, optimizer, accumulative_counts=accumulative_counts, clip_grad=clip_grad)
@@ -144,11 +144,13 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.has_learned = bool(learned)
         if learned:
             add_learned_group(self._learning_wrapper(), learned, weighting_lr)
-        self.prefixes: dict[str, str] | None = None
+        self.prefixes: dict[str, str] = {}
         self.prepared: nn.Module | None = None
-        self.process_group, self._losses = None, None
-        self._elsewhere, self._alone = {}, False
-        self._own_calls, self._graph, self._pending = [], [], None
+        self.process_group: ProcessGroup = None
+        self._agreed, self._outside = agreed_losses(), OutsideParameters()
+        self._own_calls: list[str] = []
+        self._objectives: Sequence[Tensor] = ()  # those of the last micro-batch of a window
+        self._pending: Step | None = None
         self.policy, self.buffers = NonFinitePolicy(on_nonfinite, precision == 'fp16', max_skipped), BufferKeeper()
         self.epochs = EpochWatch(self.weighting, self.message_hub)
         self.second_look = SecondLook() if self.weighting.second_look else None
@@ -156,34 +158,35 @@ class MultiTaskOptimWrapper(OptimWrapper):
     # ---- before the forward ----
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """Checks the model, before mmengine may compile it, and says in the log what will be optimised.
+        """Checks the model, before mmengine may compile it, and logs the objective.
 
         Raises:
             ValueError: If the optimizer lacks a trainable parameter of the model.
         """
         self._prepare(model)
-        self._alone = True  # the runner calls this of its one optim wrapper
+        self._outside.are_untrained = True  # the runner calls this if it has a single optim wrapper
         self._trainable()
         OptimWrapper.initialize_count_status(self, model, init_counts, max_counts)
         print_log(f'MultiTaskOptimWrapper: {describe(self)}', logger='current')
 
     def _prepare(self, model: nn.Module) -> nn.Module:
-        """Checks and settings that depend on the model, once; returns the model inside DistributedDataParallel."""
+        """Checks the model and makes what depends on it, once; returns the model inside DistributedDataParallel."""
         inner = checks.unwrap(model)
         if self.prepared is model:
             return inner
         checks.find_shared(inner, self.shared)
         prefixes = resolve_prefixes(self.tasks, inner)
-        if self.prefixes is not None and list(prefixes) != list(self.prefixes):
+        if self.prefixes and list(prefixes) != list(self.prefixes):
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the checkpoint was made for the tasks {list(self.prefixes)}, the model '
                 f'has {list(prefixes)}'
             )
         self.setup_methods(prefixes)
-        self._elsewhere = checks.parameters_elsewhere(inner, self._model_parameters)
+        self._outside.find(inner, self._model_parameters)
         self._own_calls = checks.check_own_samples(inner, list(prefixes), self.aggregator)
-        self._losses = self._losses or agreed_losses()
-        self.process_group = self._losses.group
+        if self.process_group is None:
+            # A new group: our collectives cannot be mixed up with those of DistributedDataParallel in the backward.
+            self.process_group = self._agreed.group = own_group()
         if self.aggregator is not None:
             self.level = level_of(self.aggregator, self.process_group)
         self.precision.prepare(next(inner.parameters()).device.type)
@@ -191,30 +194,24 @@ class MultiTaskOptimWrapper(OptimWrapper):
         return inner
 
     def setup_methods(self, prefixes: Mapping[str, str]) -> None:
-        """Tells the methods their tasks and brings them to the model's device."""
+        """Tells the methods their tasks, {task: prefix of its loss keys}, and moves them to the model's device."""
         self.prefixes = dict(prefixes)
-        methods = [module for module in (self.weighting, self.aggregator) if module is not None]
-        for method in methods:
-            method.task_names = list(prefixes)
-            method.setup(len(prefixes))
-        # Before a state is loaded: the optimizer puts its own state where the parameters are.
-        for module in (*methods, *self.regularizers):
-            module.to(self._model_parameters[0].device)
+        # Before a state is loaded: the optimizer puts its state on the device of the parameters.
+        device = self._model_parameters[0].device
+        setup_methods(list(prefixes), device, self.weighting, self.aggregator, self.regularizers)
 
     def _trainable(self) -> list[nn.Parameter]:
-        """All that learns: the optimizer's own parameters, then those that another optimizer steps."""
-        elsewhere = {name: p for name, p in self._elsewhere.items() if p.requires_grad}
-        if elsewhere:
-            checks.check_elsewhere(elsewhere, self._alone, self.precision.name, self.aggregator)
-        return [p for p in (*self._model_parameters, *elsewhere.values()) if p.requires_grad]
+        """The trainable parameters: the optimizer's own, then those that another optimizer steps."""
+        outside = self._outside.trainable(self.precision.name, self.aggregator)
+        return [p for p in self._model_parameters if p.requires_grad] + outside
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
-        """Places the hooks for one forward pass; ``no_sync`` where DDP is not to reduce the gradients."""
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Places the hooks for one forward pass, under ``no_sync`` if DDP must not reduce the gradients."""
         inner = self._prepare(model)
         device = next(inner.parameters()).device.type
         self._pending, capture = None, SharedCapture(self.shared, self._own_calls)
-        self.epochs.look()
+        self.epochs.end_epoch_if_over()
         if self.policy.may_skip:
             self.buffers.before_forward(inner)
         if self.second_look is not None:
@@ -223,11 +220,11 @@ class MultiTaskOptimWrapper(OptimWrapper):
             checks.find_shared(inner, self.shared).register_forward_hook(capture),
             inner.register_forward_hook(lambda *call: self._after_forward(capture, *call), with_kwargs=True),
         ]
-        unsynced = hasattr(model, 'no_sync') and (self.level is not None or not self.should_sync())
+        no_sync = getattr(model, 'no_sync', nullcontext)
         try:
             with (
-                checks.only_wrapper_on(inner),
-                model.no_sync() if unsynced else nullcontext(),
+                checks.refuse_second_wrapper(inner),
+                no_sync() if self.level is not None or not self.should_sync() else nullcontext(),
                 self.precision.autocast(device),
             ):
                 yield
@@ -238,8 +235,10 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     # ---- inside the forward ----
 
-    def _after_forward(self, capture: SharedCapture, model: nn.Module, args, kwargs, outputs):
-        """Turns the loss dict of the model into the objective and what the log shows."""
+    def _after_forward(
+        self, capture: SharedCapture, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+    ) -> dict[str, Tensor] | None:
+        """Replaces the loss dict of the model by the objective and the values for the log."""
         if kwargs.get('mode', args[-1] if args else None) != 'loss':
             return None
         if not capture.fired:
@@ -249,7 +248,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             losses = self._collect(outputs, capture.facts(self.aggregator))
             step = self._objective(capture, losses, getattr(model, 'task_slices', None))
         if step.found is not None:
-            self.policy.note(step.found, self._inner_count)
+            self.policy.record(step.found, self._inner_count)
         if self.second_look is not None:
             self.second_look.after_forward(model, args, kwargs)
         self._pending = step
@@ -279,38 +278,38 @@ class MultiTaskOptimWrapper(OptimWrapper):
             skipped=self.policy.found is not None,
         )
 
-    def _collect(self, outputs: Mapping, facts: Mapping | None = None) -> TaskLosses:
-        found = collect(outputs, self.prefixes, self.extra_losses, self._losses, facts)
-        return self._zeros.leave_out(found, self._inner_count)
+    def _collect(self, outputs: Mapping[str, Any], facts: Mapping[str, str] | None = None) -> TaskLosses:
+        found = collect(outputs, self.prefixes, self.extra_losses, self._agreed, facts)
+        return self._zeros.mark_unlabelled(found, self._inner_count)
 
     # ---- backward and step ----
 
-    def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward of the objective, or per task and combined where there is an aggregator."""
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Runs the backward of the objective; with an aggregator that of each task, and combines the gradients."""
         if self._pending is None:
             raise RuntimeError(
                 'MultiTaskOptimWrapper: backward without a forward inside optim_context; no method acted'
             )
         step, self._pending = self._pending, None
-        self.precision.start(loss.device)
+        self.precision.make_scaler_state(loss.device)
         if self.policy.found is None:
             try:
                 self._backward(step, loss, kwargs)
             except NonFinite as error:
-                self.policy.note(error, self._inner_count)
+                self.policy.record(error, self._inner_count)
             else:
                 if self._log_due():
                     report_gradients(self, step)
         self._inner_count += 1
 
-    def _backward(self, step: Step, loss: Tensor, kwargs: dict) -> None:
+    def _backward(self, step: Step, loss: Tensor, kwargs: dict[str, Any]) -> None:
         trainable = self._trainable()
         if self.level is None:
             if checks.check_has_graph(loss):
                 (loss * step.scale).backward(**kwargs)
                 checks.check_reached(self.prepared, self._model_parameters)
             keep_layouts(self._model_parameters)
-            self._graph = step.objectives if step.last else []
+            self._objectives = step.objectives if step.last else ()
             return
         if learned := self.weighting.learned():
             torch.autograd.backward(step.weighted * (step.factor * step.scale), inputs=learned, retain_graph=True)
@@ -319,15 +318,15 @@ class MultiTaskOptimWrapper(OptimWrapper):
     def _log_due(self) -> bool:
         return self.diagnostics_interval > 0 and self._inner_count % self.diagnostics_interval == 0
 
-    def step(self, **kwargs) -> None:
-        """Unscales, checks, clips and steps; skips the step where something was not finite."""
+    def step(self, **kwargs: Any) -> None:
+        """Unscales, checks, clips and steps; skips the step if a loss or gradient was not finite."""
         self.precision.unscale(self.optimizer)
         try:
-            if self.policy.found is None and self.level is None:  # which has checked its own
-                check_gradients(self.optimizer.param_groups, self._graph, list(self.prefixes))
+            if self.policy.found is None and self.level is None:  # a level checks its gradients itself
+                check_gradients(self.optimizer.param_groups, self._objectives, list(self.prefixes))
         except NonFinite as error:
-            self.policy.note(error, self._inner_count - 1)
-        self._graph = []
+            self.policy.record(error, self._inner_count - 1)
+        self._objectives = ()
         if self.policy.found is not None:
             self._skip()
             return
@@ -336,26 +335,26 @@ class MultiTaskOptimWrapper(OptimWrapper):
             self.precision.step(self.optimizer, **kwargs)
         if self.level is not None:
             self.level.apply_updates(self.optimizer)
-        self.policy.stepped()
+        self.policy.count_step()
         self.buffers.forget()
-        for method in (self.weighting, *self.regularizers):
-            method.end_step()
+        self.weighting.end_step()
+        for regularizer in self.regularizers:
+            regularizer.end_step()
         if self.second_look is not None:
             with self.precision.autocast(self._model_parameters[0].device.type):
-                self.second_look.show(self.weighting, self._collect)
+                self.second_look.repeat(self.weighting, self._collect)
 
     def _skip(self) -> None:
-        """Leaves weights, buffers, optimizer and the state of the methods as they were before this window."""
+        """Drops this window: weights, buffers, optimizer and methods are as they were before it."""
         self.buffers.restore()
-        for p in self._elsewhere.values():  # the optimizer that has them makes no step either
-            p.grad = None
+        self._outside.drop_gradients()  # the optimizer that has them makes no step either
         self.weighting.drop_window()
         if self.level is not None:
             self.level.drop()
         if self.second_look is not None:
             self.second_look.forget()
         self.precision.back_off()
-        self.policy.skip(self._inner_count - 1)
+        self.policy.count_skip(self._inner_count - 1)
         self.message_hub.update_scalar('train/skipped_steps', float(self.policy.total))
 
     def _clip_grad(self) -> None:
@@ -365,8 +364,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     # ---- state ----
 
-    def state_dict(self) -> dict:
-        """The optimizer's state, and under ``'multi_task'`` that of the method."""
+    def state_dict(self) -> State:
+        """Returns the optimizer's state, and under ``'multi_task'`` that of the method."""
         state = self._optimizer_state()
         scaler = self.precision.state_dict()
         if scaler is not None:
@@ -374,15 +373,15 @@ class MultiTaskOptimWrapper(OptimWrapper):
         state['multi_task'] = method_state(self)
         return state
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Restores :meth:`state_dict`.
 
         Raises:
-            RuntimeError: If the state is of another method or number of processes, unless ``force_resume``.
+            OtherRun: If the state is of another method or number of processes, unless ``force_resume``.
         """
         load_wrapper_state(self, dict(state_dict))
 
-    # ---- what an optim wrapper with several optimizers does otherwise ----
+    # ---- overridden by the optim wrapper with several optimizers ----
 
     def _optimizer_settings(self) -> list[str] | None:
         return None
@@ -390,11 +389,12 @@ class MultiTaskOptimWrapper(OptimWrapper):
     def _learning_wrapper(self) -> OptimWrapper:
         return self
 
-    def _optimizer_state(self) -> dict:
-        return OptimWrapper.state_dict(self)
+    def _optimizer_state(self) -> State:
+        state: State = OptimWrapper.state_dict(self)
+        return state
 
-    def load_optimizer(self, state: dict, same: bool) -> None:
-        """Restores the optimizer; ``same`` says whether what a method learns is the same."""
+    def load_optimizer(self, state: State, same: bool) -> None:
+        """Restores the optimizer; ``same`` says whether the method, and so its learned weights, are the same."""
         if not same:
             state = without_learned(state, self.optimizer, len(self._model_parameters), self.has_learned)
         OptimWrapper.load_state_dict(self, state)

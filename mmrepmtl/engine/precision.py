@@ -1,8 +1,11 @@
-"""What the setting ``precision`` means for a step: autocast, and with float16 a gradient scaler."""
+"""Carries out the setting ``precision``: autocast, and with float16 a gradient scaler."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+
+from mmrepmtl.engine.aliases import State
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -18,10 +21,10 @@ class Precision:
         scaler: The gradient scaler, or None.
     """
 
-    def __init__(self, name: str, loss_scale: dict | None) -> None:
+    def __init__(self, name: str, loss_scale: dict[str, Any] | None) -> None:
         self.name, self._arguments = name, dict(loss_scale or {})
         self.scaler: torch.amp.GradScaler | None = None
-        self._saved: dict | None = None
+        self._saved: State | None = None
 
     def prepare(self, device_type: str) -> None:
         """Makes the scaler. Idempotent."""
@@ -30,18 +33,18 @@ class Precision:
             if self._saved is not None:
                 self.scaler.load_state_dict(self._saved)
 
-    def autocast(self, device_type: str) -> AbstractContextManager:
-        """The context that a forward pass runs in."""
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """Returns the context that a forward pass runs in."""
         dtype = DTYPES[self.name]
         return nullcontext() if dtype is None else torch.autocast(device_type, dtype)
 
     @property
     def scale(self) -> float:
-        """What losses are multiplied by before a backward."""
+        """The factor of the losses before a backward, 1 without a scaler."""
         return 1.0 if self.scaler is None else self.scaler.get_scale()
 
-    def start(self, device: torch.device) -> None:
-        """Makes the scaler's state, which it otherwise does only when it scales a loss itself."""
+    def make_scaler_state(self, device: torch.device) -> None:
+        """Makes the scaler's state. torch makes it when the scaler scales a loss, and here the wrapper scales them."""
         if self.scaler is not None:
             self.scaler.scale(torch.zeros((), device=device))
 
@@ -50,8 +53,8 @@ class Precision:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer, **kwargs) -> None:
-        """One step of the optimizer on unscaled gradients."""
+    def step(self, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
+        """Makes a step of the optimizer; the gradients are unscaled already."""
         if self.scaler is None:
             optimizer.step(**kwargs)
         else:
@@ -59,18 +62,18 @@ class Precision:
             self.scaler.update()
 
     def back_off(self) -> None:
-        """Lowers the scale after an overflow; the steps until it grows again count from here."""
+        """Lowers the scale after an overflow, and starts to count the steps anew after which it grows again."""
         if self.scaler is not None:
             self.scaler.update(self.scale * self.scaler.get_backoff_factor())
             # With a scale of our own, update() leaves its count of steps as it was.
             self.scaler.load_state_dict(self.scaler.state_dict() | dict(_growth_tracker=0))
 
-    def state_dict(self) -> dict | None:
+    def state_dict(self) -> State | None:
         """The scaler's state, or None."""
         return None if self.scaler is None else self.scaler.state_dict()
 
-    def load_state_dict(self, state: dict | None) -> None:
-        """Restores :meth:`state_dict`, also before :meth:`prepare`."""
+    def load_state_dict(self, state: State | None) -> None:
+        """Restores :meth:`state_dict`; before :meth:`prepare` too."""
         self._saved = state
         if self.scaler is not None and state is not None:
             self.scaler.load_state_dict(state)

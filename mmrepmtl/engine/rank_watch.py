@@ -1,4 +1,4 @@
-"""Ends a run in which a rank hangs, and says which one: the others only know that they wait."""
+"""Ends a run in which a rank hangs, and says which rank it is; the other ranks only know that they wait."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 
 from mmrepmtl.utils.agreement import ranks as listed
 
-#: A rank whose innermost Python frame is in one of these modules waits for the others: for a collective itself, or in a
-#: backward pass, where DistributedDataParallel's collectives run.
+#: A rank whose innermost Python frame is in one of these modules waits for the others. It is in a collective, or in a
+#: backward pass, in which DistributedDataParallel's collectives run.
 WAITS_IN = (
     'torch.distributed',
     'torch.nn.parallel.distributed',
@@ -30,7 +30,7 @@ WAITS_IN = (
     'mmrepmtl.engine.gradients.writing',
     'mmengine.dist',
 )
-#: With an accelerator, the first number that is read waits for the collective that it came from.
+#: With an accelerator, reading the first number waits for the collective that it comes from.
 READS_IN = (
     'mmrepmtl.engine.nonfinite',
     'mmrepmtl.engine.gradients',
@@ -38,29 +38,32 @@ READS_IN = (
     'mmrepmtl.engine.optim_wrapper',
     'mmengine.logging.message_hub',
 )
-#: How long an answer, and the end of a rank that is to end first, are waited for (s).
+#: Longest wait for an answer, and for the end of a rank that is to end first (s).
 GRACE = 3.0
+
+#: A rank's report about itself: its place, how long ago it changed, and its process.
+RankState: TypeAlias = dict[str, Any]
 
 
 class RankWatch:
     """A thread in each process that notices when this rank waits for the others too long.
 
-    Every rank writes what it is at (:attr:`at`) to the store that the process group was made by, every few seconds. The
-    rank that has waited for longer than ``timeout`` asks all for their place; those that do not wait, or do not
-    answer, are the ones that are missing. The report goes to the log and to standard error, the missing ranks print
-    where they hang and end first, so that a launcher names them, then all others end. A step costs nothing: the thread
-    looks at the stack of the main thread from outside.
+    Every few seconds each rank writes its place (:attr:`at`) to the store of the process group. A rank that has waited
+    for longer than ``timeout`` asks all ranks for their state. Those that do not wait, or do not answer, are missing.
+    The report goes to the log and to standard error. The missing ranks print where they hang and end first, so that a
+    launcher names them as the cause; then all others end. A step costs nothing, because the thread looks at the stack
+    of the main thread from outside.
 
     Args:
-        store: A store of torch.distributed that all ranks reach; a connection of its own.
-        rank: This one's.
+        store: A store of torch.distributed that all ranks reach, through a connection of its own.
+        rank: Number of this rank.
         size: Number of ranks.
-        timeout: How long a rank may wait for the others (s).
+        timeout: Longest time that a rank may wait for the others (s).
         end: Ends this process with a status; for tests.
-        frame: Returns the innermost frame of the thread that is watched; for tests.
+        frame: Returns the innermost frame of the watched thread; for tests.
 
     Attributes:
-        at: What this rank is at, for the report; whoever knows sets it.
+        at: The place of this rank in the run, for the report; :func:`set_place` sets it.
     """
 
     def __init__(
@@ -72,13 +75,13 @@ class RankWatch:
         end: Callable[[int], None] = os._exit,
         frame: Callable[[], FrameType | None] | None = None,
     ) -> None:
-        main = threading.main_thread().ident
+        main = threading.main_thread().ident or 0
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self._end, self._frame = end, frame or (lambda: sys._current_frames().get(main))
         self.at = 'the start of the run'
         self.period = min(2.0, max(0.05, timeout / 20))
         self._changed, self._last = time.monotonic(), self.at
-        self._waits: tuple | None = None
+        self._waits: tuple[str, int, int] | None = None
         self._since = time.monotonic()
         self._answered = False
         self._stop = threading.Event()
@@ -95,7 +98,7 @@ class RankWatch:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is at work."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     # ---- the thread ----
@@ -103,20 +106,20 @@ class RankWatch:
     def _run(self) -> None:
         try:
             while not self._stop.wait(self.period):
-                if self.look():
+                if self.check_once():
                     return
         except (RuntimeError, OSError) as error:  # torch's errors about a store are RuntimeErrors
-            # The process that keeps the store has ended; collectives then fail by themselves.
+            # The process that has the store has ended. Collectives then fail by themselves.
             if not self._stop.is_set():
                 print(f'rank watch of rank {self.rank}: the store is gone, so it ends: {error}', file=sys.stderr)
 
-    def look(self) -> bool:
-        """One look at this rank and at the store; returns whether the run was ended."""
+    def check_once(self) -> bool:
+        """Checks this rank and the store once; returns whether the run was ended."""
         now = time.monotonic()
         if self.at != self._last:
             self._last, self._changed = self.at, now
         if self.store.check(['verdict']):
-            self._obey(json.loads(self.store.get('verdict')))
+            self._end_run(json.loads(self.store.get('verdict')))
             return True
         waits = self._waiting_for()
         if waits is None or waits != self._waits:
@@ -124,31 +127,31 @@ class RankWatch:
         if self.store.check(['reporter']):
             if not self._answered:
                 self._answered = True
-                self._put('answer')
+                self._write_state('answer')
             return False
-        self._put('state')
+        self._write_state('state')
         if self._waits is not None and now - self._since > self.timeout:
             if self.store.compare_set('reporter', '', str(self.rank)).decode() == str(self.rank):
-                self._judge(now - self._since)
+                self._report_hang(now - self._since)
                 return True
         return False
 
-    def _waiting_for(self) -> tuple | None:
-        """Which call the main thread waits in, or None if it waits for no other rank."""
+    def _waiting_for(self) -> tuple[str, int, int] | None:
+        """Identifies the call in which the main thread waits for other ranks; None if it does not wait."""
         frame = self._frame()
         modules = WAITS_IN + READS_IN if torch.cuda.is_available() else WAITS_IN
         if frame is None or not str(frame.f_globals.get('__name__')).startswith(modules):
             return None
         return self.at, id(frame), frame.f_lasti
 
-    def _put(self, key: str) -> None:
+    def _write_state(self, key: str) -> None:
         frame = self._frame()
         state = dict(
             at=self.at,
             age=time.monotonic() - self._changed,
             time=time.time(),
             waits=self._waiting_for() is not None,
-            place=place(frame),
+            place=describe_stack(frame),
             host=socket.gethostname(),
             pid=os.getpid(),
             parent=os.getppid(),
@@ -157,32 +160,33 @@ class RankWatch:
 
     # ---- the end ----
 
-    def _judge(self, waited: float) -> None:
-        """Collects the answers, reports, and ends the run."""
+    def _report_hang(self, waited: float) -> None:
+        """Collects the answers of all ranks, reports the hang, and ends the run."""
         self._answered = True
-        self._put('answer')
+        self._write_state('answer')
         deadline = time.monotonic() + max(GRACE, 5 * self.period)
         keys = [f'answer/{rank}' for rank in range(self.size)]
         while time.monotonic() < deadline and not self.store.check(keys):
             self._stop.wait(0.05)
-        states: list[dict | None] = []
+        states: list[RankState | None] = []
         for rank, key in enumerate(keys):
             answered = self.store.check([key])
             known = key if answered else f'state/{rank}'
             state = json.loads(self.store.get(known)) if self.store.check([known]) else None
             states.append(None if state is None else dict(state, answered=answered))
         missing = [r for r, state in enumerate(states) if state is None or not state['answered'] or not state['waits']]
-        text = report(states, missing, self.rank, waited, self.timeout)
+        text = describe_hang(states, missing, self.rank, waited, self.timeout)
         verdict = dict(text=text, missing=missing, reporter=self.rank, states=states)
-        self._say(text)
+        self._log(text)
         self.store.set('verdict', json.dumps(verdict))
-        self._obey(verdict)
+        self._end_run(verdict)
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         print(f'\n{text}\n', file=sys.stderr, flush=True)
         print_log(text, logger='current', level=40)
 
-    def _obey(self, verdict: dict) -> None:
+    def _end_run(self, verdict: dict[str, Any]) -> None:
+        """Ends this process as the reporting rank has decided: missing ranks first."""
         missing = verdict['missing']
         if self.rank in missing:
             if self.rank == 0:  # the log file is this rank's
@@ -195,40 +199,43 @@ class RankWatch:
         else:
             if self.rank == 0 and verdict['reporter'] != 0:
                 print_log(verdict['text'], logger='current', level=40)
-            self._outlive(missing, verdict['states'])
+            self._wait_for_end_of(missing, verdict['states'])
         sys.stderr.flush()
         sys.stdout.flush()
         self._end(1)
 
-    def _outlive(self, missing: Sequence[int], states: Sequence[dict | None]) -> None:
-        """Waits for the end of the missing ranks, so that a launcher takes one of them for the cause."""
+    def _wait_for_end_of(self, missing: Sequence[int], states: Sequence[RankState | None]) -> None:
+        """Waits until the missing ranks have ended, so that a launcher names one of them as the cause."""
         deadline = time.monotonic() + GRACE
         keys = [f'ended/{rank}' for rank in missing]
         while keys and time.monotonic() < deadline and not self.store.check(keys):
             self._stop.wait(0.05)
         for rank in missing:
             state = states[rank]
-            here = state and (state['host'], state['parent']) == (socket.gethostname(), os.getppid())
-            if here and not self.store.check([f'ended/{rank}']):
-                # It runs no Python: stopped, or stuck in a library. A launcher's SIGTERM would be waited for in vain.
+            if state is None or (state['host'], state['parent']) != (socket.gethostname(), os.getppid()):
+                continue  # a process that this one cannot or may not kill
+            if not self.store.check([f'ended/{rank}']):
+                # It runs no Python: it is stopped, or stuck in a library, and a launcher's SIGTERM has no effect.
                 _kill(state['pid'])
         self._stop.wait(min(1.0, GRACE))  # a launcher looks at its processes several times a second
 
 
-def report(states: Sequence[dict | None], missing: Sequence[int], reporter: int, waited: float, timeout: float) -> str:
-    """What is known of the hang, in a few lines.
+def describe_hang(
+    states: Sequence[RankState | None], missing: Sequence[int], reporter: int, waited: float, timeout: float
+) -> str:
+    """Describes a hang in a few lines.
 
     Args:
-        states: What each rank answered or last wrote; None for one that never did.
+        states: The answer of each rank, or its last state; None for a rank that never wrote one.
         missing: The ranks that the others wait for.
-        reporter: The rank that speaks.
-        waited: How long it has waited (s).
+        reporter: The rank that reports.
+        waited: Time that it has waited (s).
         timeout: The bound (s).
     """
-    mine = states[reporter]
+    place = (states[reporter] or {}).get('at', 'an unknown place')
     head = f'{listed(missing)} did not arrive' if missing else 'all ranks wait for each other, in different collectives'
     lines = [
-        f'{head} at {mine["at"]}: rank {reporter} has waited {waited:.1f} s, and env_cfg.dist_cfg.timeout is '
+        f'{head} at {place}: rank {reporter} has waited {waited:.1f} s, and env_cfg.dist_cfg.timeout is '
         f'{timeout:g} s. All processes end now.'
     ]
     shown = [*missing, *(rank for rank in range(len(states)) if rank not in missing)][:16]
@@ -245,9 +252,9 @@ def report(states: Sequence[dict | None], missing: Sequence[int], reporter: int,
     return '\n'.join(lines)
 
 
-def place(frame: FrameType | None, depth: int = 4) -> str:
-    """The innermost calls of a stack, the innermost first."""
-    calls = []
+def describe_stack(frame: FrameType | None, depth: int = 4) -> str:
+    """Lists the innermost calls of a stack, the innermost first."""
+    calls: list[str] = []
     while frame is not None and len(calls) < depth:
         calls.append(f'{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})')
         frame = frame.f_back
@@ -262,7 +269,7 @@ def _kill(pid: int) -> None:
 
 
 def _tell_launcher(text: str) -> None:
-    """Leaves the report where torchrun looks for the reason of a process's end."""
+    """Writes the report to the file in which torchrun looks for the reason that a process ended."""
     if 'TORCHELASTIC_ERROR_FILE' not in os.environ:
         return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -277,15 +284,15 @@ _watch: RankWatch | None = None
 
 
 def start_watch(timeout: float) -> None:
-    """Watches this rank from now on, if there are several and it is not watched yet.
+    """Starts to watch this rank, if there are several and it is not watched yet.
 
     Args:
-        timeout: How long a rank may wait for the others (s).
+        timeout: Longest time that a rank may wait for the others (s).
     """
     global _watch
     if (_watch is not None and _watch.alive) or not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    # A connection of its own: one that the main thread waits on serves nobody else.
+    # A connection of its own: while the main thread waits on a connection, nobody else can use it.
     default = dist.distributed_c10d._get_default_store()
     own = default.clone() if hasattr(default, 'clone') else default  # torch before 2.6 has no clone
     store = dist.PrefixStore('mmrepmtl_rank_watch', own)
@@ -294,14 +301,14 @@ def start_watch(timeout: float) -> None:
 
 
 def stop_watch() -> None:
-    """Ends the watch; the process group may then end."""
+    """Ends the watch; call it before the process group ends."""
     global _watch
     if _watch is not None:
         _watch.stop()
         _watch = None
 
 
-def now_at(text: str) -> None:
-    """Says what this rank is at, for the report of a hang."""
+def set_place(text: str) -> None:
+    """Sets the place of this rank in the run, for the report of a hang."""
     if _watch is not None:
         _watch.at = text

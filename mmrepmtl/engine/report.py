@@ -1,4 +1,4 @@
-"""What the log says of the method: its settings in one line, and what is known only after the backward."""
+"""Values for the log: the settings of the method in one line, and values that are known only after the backward."""
 
 from typing import TYPE_CHECKING
 
@@ -23,11 +23,11 @@ def report_gradients(wrapper: 'MultiTaskOptimWrapper', step: Step) -> None:
         found = {'penalty': level.penalty_squares}
     else:
         found = {r.name: r.gradient_squares for r in regularizers}
-    # Which entries there are must not depend on what this rank found: every rank takes part in the reduction.
-    squares = {}
+    # Every rank takes part in the reduction, with the same entries; a rank that measured nothing brings zeros.
+    local: dict[str, float] = {}
     for name, pair in found.items():
-        squares[f'{name}/penalty'], squares[f'{name}/tasks'] = (0.0, 0.0) if pair is None else pair.tolist()
-    squares = mean_over_ranks(squares, step.objectives_T, wrapper.process_group)
+        local[f'{name}/penalty'], local[f'{name}/tasks'] = (0.0, 0.0) if pair is None else pair.tolist()
+    squares = mean_over_ranks(local, step.objectives_T, wrapper.process_group)
     for name in found:
         if squares[f'{name}/tasks'] > 0:
             ratio = (squares[f'{name}/penalty'] / squares[f'{name}/tasks']).sqrt()
@@ -35,10 +35,10 @@ def report_gradients(wrapper: 'MultiTaskOptimWrapper', step: Step) -> None:
 
 
 def describe(wrapper: 'MultiTaskOptimWrapper') -> str:
-    """The objective of a MultiTaskOptimWrapper in one line, with the definitions that the literature has two of."""
+    """Describes the objective of a MultiTaskOptimWrapper in one line, with the choices in which papers differ."""
     inner = 'log L_t' if wrapper.loss_transform == 'log' else 'L_t'
     parts = [
-        f'{type(wrapper.weighting).__name__} of {inner} over tasks {list(wrapper.prefixes or {})}',
+        f'{type(wrapper.weighting).__name__} of {inner} over tasks {list(wrapper.prefixes)}',
         f'Z = output of {wrapper.shared!r}',
         f'precision {wrapper.precision.name}',
         *(str(r) for r in wrapper.regularizers),

@@ -1,27 +1,27 @@
-"""Whether a checkpoint holds all that a run needs to go on, and fits the run."""
+"""Checks that a checkpoint holds all that a run needs to go on, and that it fits the run."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmrepmtl.engine.random_state import is_random_state
 
 NEEDED = dict(meta='progress', state_dict='weights', message_hub='log', optimizer='state of the optimizer')
 
-
 OUTLINE = 'optimizer_outline'
 """Key of a checkpoint: JSON text of :func:`outline`."""
 
 
 def outline(state: Any) -> dict[str, str]:
-    """Which tensors an optimizer's state holds, ``{path: 'dtype shape'}``; a lost one would begin anew in silence."""
+    """Lists the tensors of an optimizer's state, ``{path: 'dtype shape'}``; a lost one would begin anew in silence."""
     return {path: f'{value.dtype} {tuple(value.shape)}' for path, value in _tensors(state, '')}
 
 
@@ -29,19 +29,20 @@ def _tensors(state: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
         yield path, state
     elif isinstance(state, Mapping | list | tuple):
-        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+        items: Iterable[tuple[Any, Any]] = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in items:
             yield from _tensors(value, f'{path}.{key}' if path else str(key))
 
 
-def check_complete(checkpoint: Mapping, name: str | Path) -> None:
+def check_complete(checkpoint: Mapping[str, Any], name: str | Path) -> None:
     """Refuses to resume from a file that holds weights only, or less.
 
     Args:
-        checkpoint: As it was loaded.
-        name: How the message calls it.
+        checkpoint: The loaded checkpoint.
+        name: Its name in messages.
 
     Raises:
-        ValueError: Naming what is missing, and what can be done with the file.
+        ValueError: If parts are missing or damaged; names them, and says what can be done with the file.
     """
     missing = [f'{what} ({key})' for key, what in NEEDED.items() if not isinstance(checkpoint.get(key), Mapping)]
     if not missing and not checkpoint['state_dict']:
@@ -67,8 +68,8 @@ def check_complete(checkpoint: Mapping, name: str | Path) -> None:
         raise ValueError(f'{name} cannot be resumed: it is damaged in {", ".join(damaged)}. Resume another checkpoint')
 
 
-def _damaged(checkpoint: Mapping) -> list[str]:
-    """The parts of a checkpoint that are not of the form, or in the range, in which they are written."""
+def _damaged(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Names the parts of a checkpoint that have not the form or the range that they are written with."""
     meta, hub, states = checkpoint['meta'], checkpoint['message_hub'], checkpoint.get('random_states', [])
     position, method = checkpoint.get('position'), checkpoint['optimizer'].get('multi_task')
     good = {
@@ -81,7 +82,7 @@ def _damaged(checkpoint: Mapping) -> list[str]:
         'optimizer.multi_task': method is None or (isinstance(method, Mapping) and 'signature' in method),
     }
     parts = [part for part, is_good in good.items() if not is_good]
-    # mmengine's log counts for itself: up to the last iteration, or the next one after an interrupted validation.
+    # mmengine's log has counters of its own. They are one behind, or equal after an interrupted validation.
     logged = {} if 'message_hub.runtime_info' in parts else hub['runtime_info']
     return parts + [
         f'meta.{key} ({meta[key]}, and {logged[key]} in its log)'
@@ -90,7 +91,7 @@ def _damaged(checkpoint: Mapping) -> list[str]:
     ]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and 0 <= value < 2**32
 
 
@@ -98,8 +99,9 @@ def _is_buffer(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return isinstance(value, HistoryBuffer)
     log, count = value.get('log'), value.get('count')
-    tensors = isinstance(log, Tensor) and isinstance(count, Tensor)
-    return tensors and log.ndim == 1 and log.shape == count.shape and _is_number(value.get('max_length'))
+    if not isinstance(log, Tensor) or not isinstance(count, Tensor):
+        return False
+    return log.ndim == 1 and log.shape == count.shape and _is_number(value.get('max_length'))
 
 
 def _is_position(value: Any) -> bool:
@@ -109,22 +111,22 @@ def _is_position(value: Any) -> bool:
     return _is_number(batches) and _is_number(length) and batches <= length
 
 
-def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
-    """Refuses a checkpoint of another model, optimizer or schedule; mmengine takes what fits and leaves out the rest.
+def check_fits(runner: Runner, checkpoint: Mapping[str, Any], name: str | Path) -> None:
+    """Refuses a checkpoint of another model, optimizer or schedule; mmengine would load the parts that fit.
 
     Args:
-        runner: Of the run that is to go on, with its model, optimizer and schedulers.
+        runner: The runner of the run that is to go on, with its model, optimizer and schedulers.
         checkpoint: A complete one (:func:`check_complete`).
-        name: How messages call it.
+        name: Its name in messages.
 
     Raises:
-        ValueError: Naming what differs.
+        ValueError: If it does not fit; names the differences.
     """
     misfits = [
-        *_weights(runner, checkpoint),
-        *_optimizers(runner, checkpoint['optimizer']),
-        *_schedulers(runner, checkpoint),
-        *_average(runner, checkpoint),
+        *_weight_misfits(runner, checkpoint),
+        *_optimizer_misfits(runner, checkpoint['optimizer']),
+        *_scheduler_misfits(runner, checkpoint),
+        *_average_misfits(runner, checkpoint),
     ]
     misfits = misfits or _lost_state(checkpoint)
     if misfits:
@@ -134,7 +136,7 @@ def check_fits(runner, checkpoint: Mapping, name: str | Path) -> None:
         )
 
 
-def _weights(runner, checkpoint: Mapping) -> list[str]:
+def _weight_misfits(runner: Runner, checkpoint: Mapping[str, Any]) -> list[str]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     wanted = model.state_dict()
     found = {key.removeprefix('module.'): value for key, value in checkpoint['state_dict'].items()}
@@ -159,7 +161,7 @@ def _weights(runner, checkpoint: Mapping) -> list[str]:
     return misfits + shapes[:3] + ([f'{len(shapes) - 3} more shapes differ'] if len(shapes) > 3 else [])
 
 
-def _lost_state(checkpoint: Mapping) -> list[str]:
+def _lost_state(checkpoint: Mapping[str, Any]) -> list[str]:
     try:
         there = dict(json.loads(checkpoint[OUTLINE]))
     except (KeyError, TypeError, ValueError):
@@ -178,19 +180,19 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _parts(keys: Sequence[str]) -> str:
-    """Heads by their names, everything else by its first weights."""
+    """Names heads by their names, everything else by its first weights."""
     heads = dict.fromkeys(key.split('.')[1] for key in keys if key.startswith('heads.') and key.count('.') > 1)
     others = [key for key in keys if not key.startswith('heads.')]
     parts = [f'the head {head!r}' for head in heads] + others[:3]
     return ', '.join(parts) + (f' and {len(others) - 3} more' if len(others) > 3 else '')
 
 
-def _optimizers(runner, states: Mapping) -> list[str]:
+def _optimizer_misfits(runner: Runner, states: Mapping[str, Any]) -> list[str]:
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapper) and not isinstance(wrapper, OptimWrapperDict):
         if 'param_groups' not in states:
             return [f'it was trained with several optimizers ({", ".join(map(str, states))}), this run has one']
-        return _groups(wrapper, states, 'the optimizer')
+        return _group_misfits(wrapper, states, 'the optimizer')
     if 'param_groups' in states:
         return ['it was trained with one optimizer, this run has several']
     wanted = dict(wrapper.items())
@@ -202,13 +204,13 @@ def _optimizers(runner, states: Mapping) -> list[str]:
     return [
         text
         for key, one in wanted.items()
-        for text in _groups(one, states[key], f'the optimizer {key!r}', learns=key == learning)
+        for text in _group_misfits(one, states[key], f'the optimizer {key!r}', learns=key == learning)
     ]
 
 
-def _groups(wrapper: OptimWrapper, state: Mapping, name: str, learns: bool = False) -> list[str]:
+def _group_misfits(wrapper: OptimWrapper, state: Mapping[str, Any], name: str, learns: bool = False) -> list[str]:
     if hasattr(wrapper, 'signature') or learns:
-        # What a method learns is a group of its own, which its wrapper compares.
+        # Learned weights of a method are a group of their own, which the wrapper compares.
         return []
     there = [len(group['params']) for group in state['param_groups']]
     here = [len(group['params']) for group in wrapper.optimizer.param_groups]
@@ -221,7 +223,7 @@ def _count(groups: Sequence[int]) -> str:
     return f'{sum(groups)} parameters in {len(groups)} group{"s" if len(groups) != 1 else ""}'
 
 
-def _schedulers(runner, checkpoint: Mapping) -> list[str]:
+def _scheduler_misfits(runner: Runner, checkpoint: Mapping[str, Any]) -> list[str]:
     here, there = runner.param_schedulers, checkpoint.get('param_schedulers')
     if not here:
         return []
@@ -235,7 +237,7 @@ def _schedulers(runner, checkpoint: Mapping) -> list[str]:
     ]
 
 
-def _average(runner, checkpoint: Mapping) -> list[str]:
+def _average_misfits(runner: Runner, checkpoint: Mapping[str, Any]) -> list[str]:
     if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
         return ['it was trained with EMAHook and holds averaged weights, this run has no EMAHook']
     return []

@@ -1,21 +1,21 @@
-"""What a run was trained with, as plain data in its checkpoints; a resumed run is compared with it."""
+"""The settings of a run, as plain data in its checkpoints; a resumed run is compared with them."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mmrepmtl.methods.collectives import num_processes
 
 SETTINGS = 'run_settings'
-"""Key of a checkpoint: JSON text, so that nothing of it is ever evaluated."""
+"""Key of a checkpoint: JSON text, which is never evaluated as code."""
 
 PARAMETERS = 'parameters'
 SECTIONS = (
@@ -31,9 +31,9 @@ SECTIONS = (
     'randomness',
     'model_wrapper_cfg',
 )
-# Hooks that take no part in training.
-WATCHING = ('ResumeHook', 'InterruptHook', 'MetricsFileHook', 'SelectionHook')
-# Settings that change no trained number: speed, the log, and what a resumed model had before its weights were loaded.
+# Hooks that change no trained number.
+PASSIVE_HOOKS = ('ResumeHook', 'InterruptHook', 'MetricsFileHook', 'SelectionHook')
+# Settings that change no trained number: speed, the log, and the weights that a resumed run replaces anyway.
 WITHOUT_EFFECT = (
     'pin_memory',
     'prefetch_factor',
@@ -57,8 +57,8 @@ RESTORED = (
 LISTED, LENGTH = 12, 160
 
 
-def run_settings(runner) -> dict[str, Any]:
-    """What changes the numbers of a run, ``{dotted name: value}``, from its objects and its config."""
+def run_settings(runner: Runner) -> dict[str, Any]:
+    """Collects the settings that change the numbers of a run, ``{dotted name: value}``, from its objects and config."""
     loop, loader = runner.train_loop, runner.train_dataloader
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     facts = dict(
@@ -74,33 +74,37 @@ def run_settings(runner) -> dict[str, Any]:
     hooks = [hook for hook in runner.cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
     for hook in hooks:
         name = _plain(hook.get('type'))
-        if name not in WATCHING:
+        if name not in PASSIVE_HOOKS:
             sections[f'custom_hooks.{name}'] = hook
     flat = dict(_flat(_plain(sections), ''))
-    # These are told by the facts above, which hold without a config too.
+    # The facts above have these, and have them without a config too.
     for key in ('randomness.seed', 'optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay'):
         flat.pop(key, None)
     flat.pop('train_dataloader.batch_size', None)
     return {key: _plain(value) for key, value in facts.items()} | flat
 
 
-def _loader_facts(loader: DataLoader) -> dict[str, Any]:
-    facts = dict(batch_size=loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None))
-    for name, sized in (('samples', loader.dataset), ('batches_per_epoch', loader)):
-        try:
-            facts[name] = len(sized)
-        except TypeError:  # of iterable data
-            facts[name] = None
-    # That of an infinite sampler says nothing.
+def _loader_facts(loader: DataLoader[Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = dict(batch_size=loader.batch_size or getattr(loader.batch_sampler, 'batch_size', None))
+    facts |= dict(samples=_length(loader.dataset), batches_per_epoch=_length(loader))
+    # The length of an infinite sampler is no number of batches.
     if facts['batches_per_epoch'] and facts['samples'] and facts['batches_per_epoch'] > facts['samples']:
         facts['batches_per_epoch'] = None
     return facts
 
 
-def _optimizer_facts(wrapper) -> dict[str, Any]:
+def _length(data: object) -> int | None:
+    """The length; None for iterable data, which has none."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
+
+
+def _optimizer_facts(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, Any]:
     several = isinstance(wrapper, OptimWrapperDict)
     wrappers = dict(wrapper.items()) if several else {'': wrapper}
-    # What a method learns is in a group of its own, which may come with the first batch only.
+    # Learned weights of a method are in a group of their own, which may not exist before the first batch.
     learning = getattr(wrapper, 'weighting_optimizer', '') if getattr(wrapper, 'has_learned', False) else None
     facts: dict[str, Any] = {}
     for name, one in wrappers.items():
@@ -109,13 +113,13 @@ def _optimizer_facts(wrapper) -> dict[str, Any]:
             groups = groups[:-1]
         end = f'.{name}' if name else ''
         facts[f'optimizer{end}'] = type(one.optimizer).__name__
-        facts[f'lr{end}'] = _once(group.get('initial_lr', group.get('lr')) for group in groups)
-        facts[f'weight_decay{end}'] = _once(group.get('weight_decay') for group in groups)
+        facts[f'lr{end}'] = _one_or_all(group.get('initial_lr', group.get('lr')) for group in groups)
+        facts[f'weight_decay{end}'] = _one_or_all(group.get('weight_decay') for group in groups)
     return facts
 
 
-def _parameter_names(runner) -> dict[str, list[str]]:
-    """The model's parameters in the order in which each optimizer counts them."""
+def _parameter_names(runner: Runner) -> dict[str, list[str]]:
+    """Lists the names of the model's parameters in the order in which each optimizer counts them."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     wrapper = runner.optim_wrapper
@@ -125,24 +129,25 @@ def _parameter_names(runner) -> dict[str, list[str]]:
             names[id(parameter)]
             for group in one.optimizer.param_groups
             for parameter in group['params']
-            if id(parameter) in names  # else a method learns it
+            if id(parameter) in names  # the others are learned weights of a method
         ]
         for key, one in wrappers.items()
     }
 
 
-def check_order(runner, checkpoint: Mapping, name: str) -> None:
+def check_order(runner: Runner, checkpoint: Mapping[str, Any], name: str) -> None:
     """Refuses a checkpoint whose optimizer counts other parameters, or the same in another order.
 
-    Its state is a list: that of one head would go to another in silence, where their shapes are equal.
+    The state of an optimizer is a list. If two heads of equal shapes changed places, each would get the state of the
+    other in silence.
 
     Args:
-        runner: Of the run that is to go on.
-        checkpoint: As it was loaded; an older one does not say the order.
-        name: How messages call the checkpoint.
+        runner: The runner of the run that is to go on.
+        checkpoint: The loaded checkpoint; an older one does not hold the order.
+        name: Its name in messages.
 
     Raises:
-        ValueError: Naming the first parameter that differs.
+        ValueError: If the order differs; names the first parameter that does.
     """
     old = _stored_settings(checkpoint) or {}
     for key, new in _parameter_names(runner).items():
@@ -157,13 +162,14 @@ def check_order(runner, checkpoint: Mapping, name: str) -> None:
             )
 
 
-def _once(values) -> Any:
+def _one_or_all(values: Iterable[Any]) -> Any:
+    """Returns the value if all are equal, else the list of the different ones."""
     unique = list(dict.fromkeys(float(value) for value in values if value is not None))
     return unique[0] if len(unique) == 1 else unique
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it; classes and functions by their names, so that both spellings of a type are one."""
+    """Converts a value to JSON's types; classes and functions become their names, as configs spell them too."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -180,7 +186,8 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    parts = None
+    """Yields (dotted name, value) of all leaves that have an effect."""
+    parts: Iterable[tuple[Any, Any]] | None = None
     if isinstance(value, dict) and value:
         parts = value.items()
     elif isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
@@ -194,17 +201,19 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(part, f'{name}.{key}' if name else str(key))
 
 
-def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
-    """What differs between a run and the one that wrote a checkpoint, a sentence with both values for each.
+def compare_settings(runner: Runner, checkpoint: Mapping[str, Any], name: str) -> list[str]:
+    """Compares a run with the one that wrote a checkpoint.
 
     Args:
-        runner: Of the run that is to go on.
-        checkpoint: As it was loaded.
-        name: How messages call the checkpoint.
+        runner: The runner of the run that is to go on.
+        checkpoint: The loaded checkpoint.
+        name: Its name in messages.
+
+    Returns:
+        A sentence with both values for each setting that differs.
 
     Raises:
-        ValueError: If the run cannot go on: the progress of a loop over epochs means nothing to one over iterations,
-            and the state of one optimizer nothing to another.
+        ValueError: If the kind of loop or the optimizer differs, whose progress and state mean nothing to another.
     """
     old = _stored_settings(checkpoint)
     if old is None:
@@ -219,7 +228,7 @@ def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
     changed = [
         key
         for key in dict.fromkeys([*new, *old])
-        if old.get(key) != new.get(key) and key.partition('.')[0] != PARAMETERS  # these, check_order compares
+        if old.get(key) != new.get(key) and key.partition('.')[0] != PARAMETERS  # check_order compares these
     ]
     sentences = [f'{key} is {_short(new, key)} now and was {_short(old, key)}; {_effect(key)}' for key in changed]
     if len(sentences) > LISTED:
@@ -228,7 +237,7 @@ def compare_settings(runner, checkpoint: Mapping, name: str) -> list[str]:
     return sentences
 
 
-def _stored_settings(checkpoint: Mapping) -> dict[str, Any] | None:
+def _stored_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         settings = json.loads(checkpoint[SETTINGS])
     except (KeyError, TypeError, ValueError):
@@ -236,12 +245,13 @@ def _stored_settings(checkpoint: Mapping) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _short(settings: Mapping, key: str) -> str:
+def _short(settings: Mapping[str, Any], key: str) -> str:
     text = str(settings[key]) if key in settings else 'not set'
     return text if len(text) <= LENGTH else f'{text[: LENGTH - 3]}...'
 
 
 def _effect(key: str) -> str:
+    """Says what a changed setting does to a resumed run."""
     if key == 'seed' or key.startswith('seed.'):
         return "the checkpoint's goes on"
     if key.startswith(RESTORED) or key in ('length',) or key.startswith('train_cfg'):

@@ -1,9 +1,9 @@
-"""mmengine's loaders of checkpoints, for files and for addresses, without running anything from what they load.
+"""Loaders of checkpoints for mmengine, for files and for addresses, that run no code from what they load.
 
-mmengine's own unpickle whatever a file holds where reading it as data fails, and at once what comes from an address.
-``CheckpointLoader`` finds a loader by the start of the path, so that replacing its loaders reaches ``load_from``,
-resuming, ``init_cfg`` and every other place where mmengine, mmcv and mmseg load a checkpoint. Loaders that others
-registered under starts of their own stay as they are.
+mmengine's own loaders unpickle a file if it cannot be read as data, and an address without trying. ``CheckpointLoader``
+chooses a loader by the start of the path. Replacing its loaders therefore covers ``load_from``, resuming, ``init_cfg``
+and every other place where mmengine, mmcv and mmseg load a checkpoint. Loaders that others registered under other
+starts stay.
 """
 
 import os
@@ -20,13 +20,14 @@ from mmengine.fileio import get_file_backend
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from mmrepmtl.engine.aliases import State
 from mmrepmtl.utils.checkpoint import CheckpointError, is_trusted, read_checkpoint
 
 _HTTP = ('http://', 'https://')
 
 
 def register_schemes() -> None:
-    """Puts this module's loaders in the place of mmengine's."""
+    """Replaces mmengine's loaders by those of this module."""
     for starts, loader in (
         ('', load_from_local),
         (_HTTP, load_from_http),
@@ -80,7 +81,7 @@ def load_from_openmmlab(filename: str, map_location: Any = None) -> Any:
     return load_from_local(os.path.join(mmengine_checkpoint._get_mmengine_home(), url), map_location)
 
 
-def load_from_mmcls(filename: str, map_location: Any = None) -> dict:
+def load_from_mmcls(filename: str, map_location: Any = None) -> State:
     """Loads the backbone of a classifier of mmcls by its name."""
     content = load_from_http(mmengine_checkpoint.get_mmcls_models()[filename.split('://', 1)[1]], map_location)
     weights = content.get('state_dict', content)
@@ -98,7 +99,7 @@ def load_from_ceph(filename: str, map_location: Any = None, backend: str = 'petr
 
 
 def load_from_pavi(filename: str, map_location: Any = None) -> Any:
-    """Refuses the model cloud of pavi, whose loader in mmengine unpickles; within ``trust_checkpoints`` it is called.
+    """Refuses the model cloud of pavi, because mmengine unpickles its files; ``trust_checkpoints`` allows it.
 
     Raises:
         CheckpointError: Outside of ``trust_checkpoints``.
@@ -112,14 +113,14 @@ def load_from_pavi(filename: str, map_location: Any = None) -> Any:
 
 
 def disarm_config_texts(content: Any, name: str) -> Any:
-    """Sees to it that the config texts of a checkpoint, which are Python code, do nothing if someone evaluates them.
+    """Makes the config texts of a checkpoint, which are Python code, harmless if someone evaluates them.
 
-    ``Runner.resume`` evaluates ``meta['config']``, and an inferencer that is given no config evaluates what is in the
-    message hub or else ``meta['cfg']``. The first two are taken out. The last stays, since a checkpoint that is
-    published is written from what was read; its lines become comments below one that raises the reason.
+    ``Runner.resume`` evaluates ``meta['config']``. An inferencer without a config evaluates the text in the message
+    hub, or else ``meta['cfg']``. The first two are removed. The last stays, because publishing a checkpoint writes it
+    again: its lines become comments below a line that raises the reason.
 
     Args:
-        content: What was read; changed in place.
+        content: The content of the checkpoint; changed in place.
         name: The file, for the reason.
     """
     meta, hub = (content.get(key) if isinstance(content, dict) else None for key in ('meta', 'message_hub'))
@@ -142,7 +143,7 @@ def _disarmed(text: str, name: str) -> str:
     )
     comments = '\n'.join(f'# {line}' for line in text.splitlines())
     disarmed = f'# The config of a run, as comments.\n\nraise ValueError({reason!r})\n\n{comments}\n'
-    # mmengine fills in what stands in double braces before it evaluates a text, and that might end a comment.
+    # mmengine replaces double braces before it evaluates a text, and the replacement might end a comment.
     return re.sub(r'\{(?=\{)', '{ ', disarmed)
 
 

@@ -1,6 +1,7 @@
-"""A second forward pass on the same batch after the step, for methods that ask how much each loss fell."""
+"""Runs a second forward pass on the same batch after the step, for methods that need to know how each loss fell."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,29 +10,39 @@ from mmrepmtl.engine.task_losses import TaskLosses
 from mmrepmtl.methods.weighting import Weighting
 
 
+class _Call(NamedTuple):
+    """A forward pass that can be repeated; ``random_states`` are those that it started from."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random_states: list[Tensor]
+
+
 class SecondLook:
     """Remembers the calls of a window's forward passes and repeats them without gradients.
 
     The repetition draws the same random numbers (dropout masks) as the first pass, so that the losses differ by the
-    step alone; buffers (BatchNorm's running statistics) and random states are put back afterwards.
+    step alone. Buffers (BatchNorm's running statistics) and random states are put back afterwards.
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[nn.Module, tuple, dict, list[Tensor]]] = []
+        self._calls: list[_Call] = []
         self._random: list[Tensor] = []
 
     def before_forward(self) -> None:
         """Notes the random states that the forward pass starts from."""
         self._random = _random_states()
 
-    def after_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def after_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes a call of the model inside DistributedDataParallel."""
-        self._calls.append((model, args, kwargs, self._random))
+        self._calls.append(_Call(model, args, kwargs, self._random))
 
-    def show(self, weighting: Weighting, collect: Callable[[Mapping], TaskLosses]) -> None:
+    def repeat(self, weighting: Weighting, collect: Callable[[Mapping[str, Any]], TaskLosses]) -> None:
         """Repeats the calls and gives the weighting the mean losses; ``collect`` reads a model's loss dict."""
         calls, self._calls = self._calls, []
-        now, seen = _random_states(), []
+        now = _random_states()
+        seen: list[TaskLosses] = []
         for model, args, kwargs, states in calls:
             buffers = [buffer.clone() for buffer in model.buffers()]
             _set_random_states(states)

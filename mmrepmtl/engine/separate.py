@@ -1,13 +1,15 @@
 """Several optimizers, for example one for the encoder and one for the heads, that make one step together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
+from mmrepmtl.engine.aliases import State
 from mmrepmtl.engine.gradients.writing import clip_gradients
 from mmrepmtl.engine.method_state import without_learned
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
@@ -17,7 +19,7 @@ _ENTRY = ('optimizer', 'modules', 'paramwise_cfg', 'clip_grad')
 
 
 class JointOptimizer:
-    """Several optimizers in the place of one: what a step and a gradient scaler need of it.
+    """Several optimizers that look like one to a step and to a gradient scaler.
 
     Args:
         optimizers: {name: optimizer}.
@@ -38,27 +40,27 @@ class JointOptimizer:
                     )
 
     @property
-    def param_groups(self) -> list[dict]:
-        """Those of all optimizers, in order."""
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers, in order."""
         return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
     @property
-    def defaults(self) -> dict:
-        """Those of the first optimizer, which mmengine asks for."""
+    def defaults(self) -> dict[str, Any]:
+        """The defaults of the first optimizer, which mmengine reads."""
         return next(iter(self.optimizers.values())).defaults
 
     @property
-    def state(self) -> dict:
+    def state(self) -> dict[Tensor, Any]:
         """{parameter: its state}, of all optimizers."""
         return {p: value for optimizer in self.optimizers.values() for p, value in optimizer.state.items()}
 
-    def step(self, **kwargs) -> None:
-        """One step of each."""
+    def step(self, **kwargs: Any) -> None:
+        """Makes a step of each optimizer."""
         for optimizer in self.optimizers.values():
             optimizer.step(**kwargs)
 
-    def zero_grad(self, **kwargs) -> None:
-        """Forgets the gradients of all."""
+    def zero_grad(self, **kwargs: Any) -> None:
+        """Drops the gradients of all optimizers."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(**kwargs)
 
@@ -67,9 +69,9 @@ class JointOptimizer:
 
 
 class _Member(OptimWrapper):
-    """One of the optimizers: schedulers act on it and the log shows its learning rate; it makes no step alone."""
+    """One of the optimizers. Schedulers act on it and the log shows its learning rate, but it makes no step alone."""
 
-    def _refuse(self, *args, **kwargs):
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
             'MultiTaskOptimWrapper: the optimizers of one MultiTaskOptimWrapperDict make their step together; call '
             'optim_context, update_params, backward and step of the dict, not of its entries'
@@ -78,8 +80,8 @@ class _Member(OptimWrapper):
     update_params = backward = step = _refuse
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
-        """Refuses, as the other methods that belong to a step."""
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Raises the same error as the other methods that belong to a step."""
         self._refuse()
         yield
 
@@ -95,26 +97,26 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
 
     Args:
         optimizers: {name: optimizer}, or {name: plain mmengine ``OptimWrapper``} for clipping of its own.
-        weighting_optimizer: Name of the optimizer that trains what a method learns; None: the first.
+        weighting_optimizer: Name of the optimizer that trains the weights that a method learns; None: the first.
         **settings: Those of :class:`MultiTaskOptimWrapper`; its ``clip_grad`` clips the gradients of all parameters
             together, after those of the entries.
 
     Raises:
-        ValueError: If there is no optimizer, a parameter is in two, a name is taken, or an entry is something else.
+        ValueError: If there is no optimizer, a parameter is in two, a name is reserved, or an entry is no optimizer.
     """
 
     def __init__(
         self,
         optimizers: Mapping[str, torch.optim.Optimizer | OptimWrapper],
         weighting_optimizer: str | None = None,
-        **settings,
+        **settings: Any,
     ) -> None:
         if not optimizers:
             raise ValueError('MultiTaskOptimWrapper: `optimizers` is empty; it needs at least one entry')
         for name in ('multi_task', 'loss_scaler'):
             if name in optimizers:
                 raise ValueError(f'MultiTaskOptimWrapper: an optimizer cannot be called {name!r}; rename it')
-        self.optim_wrappers = {name: _member(name, value) for name, value in optimizers.items()}
+        self.optim_wrappers = {name: _as_member(name, value) for name, value in optimizers.items()}
         self.weighting_optimizer = next(iter(optimizers)) if weighting_optimizer is None else weighting_optimizer
         if self.weighting_optimizer not in self.optim_wrappers:
             raise ValueError(
@@ -126,7 +128,8 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
             for name, member in self.optim_wrappers.items()
         }
         joint = JointOptimizer({name: member.optimizer for name, member in self.optim_wrappers.items()})
-        MultiTaskOptimWrapper.__init__(self, joint, **settings)
+        # A JointOptimizer has all that mmengine and torch's scaler call of an optimizer, and it is none.
+        MultiTaskOptimWrapper.__init__(self, joint, **settings)  # type: ignore[arg-type]
         clips = any(member.clip_grad_kwargs for member in self.optim_wrappers.values())
         if clips and self.aggregator is not None and self.aggregator.returns == 'update':
             raise ValueError(
@@ -134,7 +137,7 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
                 'gradient that clip_grad could clip'
             )
 
-    # Those of a single optim wrapper; an OptimWrapperDict refuses them or knows less.
+    # OptimWrapperDict refuses the first and drops the arguments of the second.
     update_params = OptimWrapper.update_params
     zero_grad = OptimWrapper.zero_grad
 
@@ -152,11 +155,12 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
     def _learning_wrapper(self) -> OptimWrapper:
         return self.optim_wrappers[self.weighting_optimizer]
 
-    def _optimizer_state(self) -> dict:
-        return OptimWrapperDict.state_dict(self)
+    def _optimizer_state(self) -> State:
+        state: State = OptimWrapperDict.state_dict(self)
+        return state
 
-    def load_optimizer(self, state: dict, same: bool) -> None:
-        """Restores every optimizer; ``same`` says whether what a method learns is the same."""
+    def load_optimizer(self, state: State, same: bool) -> None:
+        """Restores every optimizer; ``same`` says whether the method, and so its learned weights, are the same."""
         if set(state) != set(self.optim_wrappers):
             raise RuntimeError(
                 f'MultiTaskOptimWrapper: the checkpoint holds the state of the optimizers {sorted(map(str, state))}, '
@@ -170,7 +174,7 @@ class MultiTaskOptimWrapperDict(MultiTaskOptimWrapper, OptimWrapperDict):
             member.load_state_dict(own)
 
 
-def _member(name: str, value) -> _Member:
+def _as_member(name: str, value: torch.optim.Optimizer | OptimWrapper) -> _Member:
     if isinstance(value, _Member):
         return value
     if isinstance(value, torch.optim.Optimizer):
@@ -194,7 +198,7 @@ def _member(name: str, value) -> _Member:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SeparateOptimizers:
-    """Builds a :class:`MultiTaskOptimWrapperDict` from a config: the parameters and settings of each optimizer::
+    """Builds a :class:`MultiTaskOptimWrapperDict` from a config with an entry for each optimizer::
 
         optim_wrapper = dict(
             type='MultiTaskOptimWrapper',
@@ -207,20 +211,20 @@ class SeparateOptimizers:
             ...
         )
 
-    An entry takes ``optimizer``; ``modules``, the dotted names of modules or parameters that it trains (None: the
-    module of the entry's name); ``paramwise_cfg`` and ``clip_grad``, as in mmengine. Where names overlap
-    (``'encoder'`` and ``'encoder.norm'``) the longer one counts.
+    An entry has ``optimizer``, and may have ``modules``, ``paramwise_cfg`` and ``clip_grad``. The last two are as in
+    mmengine. ``modules`` are the dotted names of the modules or parameters that it trains (default: the module of the
+    entry's name). If names overlap (``'encoder'`` and ``'encoder.norm'``), the longer one counts.
 
     Args:
         optim_wrapper_cfg: The config without its constructor.
         paramwise_cfg: Refused: each entry has its own.
 
     Raises:
-        ValueError: When called, for entries that are none, names that the model does not have, a trainable parameter
-            that no optimizer has or that two have.
+        ValueError: For an entry of another form. When called: for a name that the model does not have, and for a
+            trainable parameter that no optimizer or more than one has.
     """
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+    def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: Mapping[str, Any] | None = None) -> None:
         self.settings = dict(optim_wrapper_cfg)
         self.entries = self.settings.pop('optimizers', None)
         if not isinstance(self.entries, Mapping) or not self.entries:
@@ -242,7 +246,7 @@ class SeparateOptimizers:
 
     def __call__(self, model: nn.Module) -> MultiTaskOptimWrapperDict:
         """Builds the optimizers and the wrapper for a model, which may be inside DistributedDataParallel."""
-        model = model.module if hasattr(model, 'module') else model
+        model = getattr(model, 'module', model)
         modules = {name: _names(name, entry) for name, entry in self.entries.items()}
         owned = _owners(model, modules)
         members = {}
@@ -261,18 +265,18 @@ class SeparateOptimizers:
         return MultiTaskOptimWrapperDict(members, **settings)
 
 
-def _copied(clip_grad: Mapping | None) -> dict | None:
+def _copied(clip_grad: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if clip_grad is None else dict(clip_grad)
 
 
-def _names(name: str, entry: Mapping) -> list[str]:
+def _names(name: str, entry: Mapping[str, Any]) -> list[str]:
     modules = entry.get('modules')
     modules = [name] if modules is None else modules
     return [modules] if isinstance(modules, str) else list(modules)
 
 
 def _owners(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> dict[str, tuple[nn.Parameter, str]]:
-    """{parameter's name: (parameter, name of its optimizer)}.
+    """Finds the optimizer of each parameter: {parameter's name: (parameter, name of its optimizer)}.
 
     Raises:
         ValueError: For a name that the model does not have, and for trainable parameters of no or of two optimizers.
@@ -289,7 +293,7 @@ def _owners(model: nn.Module, modules: Mapping[str, Sequence[str]]) -> dict[str,
                 )
     found: dict[str, tuple[nn.Parameter, str]] = {}
     owner_of: dict[int, tuple[str, str]] = {}
-    missing = []
+    missing: list[str] = []
     for name, p in named.items():
         pairs = ((module, entry) for entry, names in modules.items() for module in names)
         fitting = [(len(module), entry) for module, entry in pairs if _within(name, module)]
@@ -321,19 +325,22 @@ def _within(name: str, module: str) -> bool:
     return not module or name == module or name.startswith(module + '.')
 
 
-def _groups(model: nn.Module, names: Sequence[str], own: set[int], cfg: dict, paramwise: dict | None) -> list:
-    """The parameters of one optimizer, or its parameter groups where there is a paramwise_cfg."""
+def _groups(
+    model: nn.Module, names: Sequence[str], own: set[int], cfg: dict[str, Any], paramwise: dict[str, Any] | None
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Returns the parameters of one optimizer, or its parameter groups if it has a paramwise_cfg."""
     if not paramwise:
         return [p for p in model.parameters() if id(p) in own]
     constructor = DefaultOptimWrapperConstructor(dict(optimizer=cfg), paramwise)
-    groups: list[dict] = []
+    groups: list[dict[str, Any]] = []
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
         if name in parameters:
             groups.append(dict(params=[parameters[name]]))
         else:
             constructor.add_params(groups, model.get_submodule(name), prefix=name)
-    kept, seen = [], set()
+    kept: list[dict[str, Any]] = []
+    seen: set[int] = set()
     for group in groups:  # each holds one parameter; names may overlap, also with those of another optimizer
         if id(group['params'][0]) in own - seen:
             seen.add(id(group['params'][0]))

@@ -1,26 +1,31 @@
-"""From a model's loss dict to one scalar per task, equal on all ranks in value."""
+"""Turns a model's loss dict into one scalar per task, equal on all ranks in value."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmrepmtl.methods.collectives import num_processes, own_group
+from mmrepmtl.engine.sum_tensors import sum_tensors
+from mmrepmtl.methods.aggregation import Aggregator
+from mmrepmtl.methods.collectives import num_processes
+from mmrepmtl.methods.regularizer import Regularizer
+from mmrepmtl.methods.weighting import Weighting
 from mmrepmtl.utils.agreement import NamedSum
 
 
 @dataclass(frozen=True, eq=False)
 class TaskLosses:
-    """What a model returned in one forward pass: its losses, in the order of the tasks.
+    """The losses that a model returned in one forward pass, in the order of the tasks.
 
     Attributes:
         losses: {task: scalar}: global (mean over ranks) in value, local in gradient, float32 or wider. They are never
-            stacked: the gradient of one must not run through the graph of the others.
+            stacked, so that the backward of one does not run through the graph of the others.
         losses_T: Their values, detached, (T,).
         labelled_T: Which tasks have a label anywhere in the global batch, (T,) bool.
-        extra: Sum of the loss terms that no task claims, as ``losses``; None where there are none.
+        extra: Sum of the loss terms that no task claims, global and local as ``losses``; None if there are none.
         log: Values for the log, detached and global, under names that mmengine does not add to the loss.
     """
 
@@ -31,13 +36,13 @@ class TaskLosses:
     log: dict[str, Tensor]
 
     def labelled(self) -> dict[str, Tensor]:
-        """{task: loss} of the tasks that are labelled somewhere."""
+        """Returns {task: loss} of the tasks that any rank has a label for."""
         return {
             task: loss for (task, loss), yes in zip(self.losses.items(), self.labelled_T.tolist(), strict=True) if yes
         }
 
 
-def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model) -> dict[str, str]:
+def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model: nn.Module) -> dict[str, str]:
     """Returns {task: prefix of its loss keys} of the setting ``tasks``, or of the model's own task names.
 
     Raises:
@@ -60,8 +65,8 @@ def resolve_prefixes(tasks: Sequence[str] | Mapping[str, str] | None, model) -> 
     return prefixes
 
 
-def _mean(name: str, value) -> Tensor:
-    """The scalar of one entry, exactly as mmengine's ``parse_losses`` reads it."""
+def _mean(name: str, value: object) -> Tensor:
+    """Returns the scalar of one entry, exactly as mmengine's ``parse_losses`` computes it."""
     parts = [value] if isinstance(value, Tensor) else value
     if isinstance(parts, (list, tuple)) and parts and all(isinstance(v, Tensor) for v in parts):
         for part in parts:
@@ -75,38 +80,37 @@ def _mean(name: str, value) -> Tensor:
                     f'MultiTaskOptimWrapper: loss {name!r} is an empty tensor, whose mean is no number; return a zero '
                     'that is connected to the graph (pred.sum() * 0) where there is nothing to learn from'
                 )
-        return sum(v.mean() for v in parts) if len(parts) > 1 else parts[0].mean()
+        return sum_tensors(v.mean() for v in parts)
     raise ValueError(
         f'MultiTaskOptimWrapper: loss {name!r} is neither a tensor nor a list of tensors but {type(value).__name__}'
     )
 
 
 def agreed_losses() -> NamedSum:
-    """What :func:`collect` reduces by, for one model: it remembers which losses the ranks agreed on.
-
-    All ranks have to call this together. The group is a new one: collectives of DistributedDataParallel during the
-    backward can never be mixed up with ours.
-    """
+    """Makes the sum over ranks for :func:`collect`, for one model; it remembers which losses the ranks agreed on."""
     advice = (
         'Every rank has to return the same losses in each iteration; where it has no label, a zero that is connected '
         'to the graph, such as 0 * prediction.sum(), and PREFIXlabelled=0'
     )
-    return NamedSum('MultiTaskOptimWrapper', 'losses', advice, own_group())
+    return NamedSum('MultiTaskOptimWrapper', 'losses', advice)
 
 
 @dataclass
 class _Claimed:
-    """The entries of a loss dict: {task: {key: scalar}}, {task: flag}, and what no task claims."""
+    """The entries of a loss dict: {task: {key: scalar}}, {task: flag}, losses of no task, and values for the log."""
 
     terms: dict[str, dict[str, Tensor]]
-    flags: dict[str, Tensor]
+    flags: dict[str, Tensor | float]
     extra: dict[str, Tensor]
-    passed: dict
+    passed: dict[str, Any]
 
 
-def _claim(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str) -> _Claimed:
+def _claim(outputs: Mapping[str, Any], prefixes: Mapping[str, str], extra_losses: str) -> _Claimed:
+    """Assigns each entry of a loss dict to its task."""
     claimed: dict[str, dict[str, Tensor]] = {task: {} for task in prefixes}
-    flags, extra, passed = {}, {}, {}
+    flags: dict[str, Tensor | float] = {}
+    extra: dict[str, Tensor] = {}
+    passed: dict[str, Any] = {}
     for key, value in outputs.items():
         owners = [task for task, prefix in prefixes.items() if key.startswith(prefix)]
         owner = max(owners, key=lambda task: len(prefixes[task])) if owners else None
@@ -133,17 +137,21 @@ def _claim(outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str) -> 
 
 
 def collect(
-    outputs: Mapping, prefixes: Mapping[str, str], extra_losses: str, agreed: NamedSum, facts: Mapping | None = None
+    outputs: Mapping[str, Any],
+    prefixes: Mapping[str, str],
+    extra_losses: str,
+    agreed: NamedSum,
+    facts: Mapping[str, str] | None = None,
 ) -> TaskLosses:
     """Groups the entries of a loss dict by task and reduces their values over ranks in one collective.
 
     Args:
-        outputs: What the model's ``forward(mode='loss')`` returned. An entry ``PREFIXlabelled`` (0 or 1) says whether
-            the task has a label; it has one in the global batch if any rank says so.
+        outputs: The loss dict of the model's ``forward(mode='loss')``. An entry ``PREFIXlabelled`` (0 or 1) says
+            whether the task has a label; it has one in the global batch if any rank says so.
         prefixes: {task: prefix of its loss keys}; the longest prefix claims a key.
-        extra_losses: ``'error'`` or ``'add'``: what to do with loss keys that no task claims.
-        agreed: As :func:`agreed_losses` makes it.
-        facts: {description: value} of what else has to be equal on all ranks; None: as in the call before.
+        extra_losses: Treatment of loss keys that no task claims: ``'error'`` or ``'add'``.
+        agreed: The sum over ranks, from :func:`agreed_losses`.
+        facts: {description: value} of everything else that has to be equal on all ranks; None: as in the last call.
 
     Raises:
         ValueError: If a prefix matches no loss, or keys are unclaimed and ``extra_losses`` is ``'error'``; on all ranks
@@ -160,12 +168,12 @@ def collect(
     dtype = torch.promote_types(torch.float32, torch.stack([v.detach() for v in terms.values()]).dtype)
     local = {key: value.to(dtype) for key, value in terms.items()}
     like = next(iter(local.values())).detach()
-    # Names that no loss has, since none of them contains 'loss'.
+    # No loss has such a name: those contain 'loss'.
     marks = {f'{task} labelled': (torch.as_tensor(flag) != 0).to(like) for task, flag in flags.items()}
     sums = agreed(local | marks)
     merged = {key: value + (sums[key] / num_processes() - value.detach()) for key, value in local.items()}
 
-    losses = {task: sum(merged[key] for key in claimed[task]) for task in prefixes}
+    losses = {task: sum_tensors(merged[key] for key in claimed[task]) for task in prefixes}
     losses_T = torch.stack([loss.detach() for loss in losses.values()])
     labelled_T = torch.stack([sums.get(f'{task} labelled', like.new_ones(())) > 0 for task in prefixes])
     log = dict(found.passed)
@@ -173,11 +181,11 @@ def collect(
         log[f'raw/{task}'] = loss
     several = [key for task in prefixes for key in claimed[task] if len(claimed[task]) > 1]
     log |= {f'raw/{_without_loss(key)}': merged[key].detach() for key in (*several, *extra)}
-    return TaskLosses(losses, losses_T, labelled_T, sum(merged[key] for key in extra) if extra else None, log)
+    return TaskLosses(losses, losses_T, labelled_T, sum_tensors(merged[key] for key in extra) if extra else None, log)
 
 
 def check_connected(losses: TaskLosses) -> None:
-    """Raises ValueError for a loss with a value and without a graph, from which its task would never learn."""
+    """Raises ValueError for a loss that has a value and no graph: its task would never learn."""
     cut = [task for task, loss in losses.labelled().items() if not loss.requires_grad]
     values = dict(zip(losses.losses, losses.losses_T.tolist(), strict=True)) if cut else {}
     for task in cut:
@@ -190,10 +198,10 @@ def check_connected(losses: TaskLosses) -> None:
 
 
 class ZeroLosses:
-    """The setting ``zero_loss``: a global loss of exactly 0 is that of a task without a label, or is left as it is.
+    """The setting ``zero_loss``: a global loss of exactly 0 makes its task one without a label, or stays a loss.
 
-    It acts where losses have to be positive, and for UW, whose variance a batch without labels must not lower.
-    Elsewhere a loss of 0 is a loss like any other: one that may be negative passes through 0 with a gradient.
+    It acts if a method needs positive losses, and for UW, whose variance a batch without labels must not lower.
+    With other methods a loss of 0 is a loss like any other: one that may be negative passes through 0 with a gradient.
 
     Args:
         mode: ``'unlabelled'`` or ``'error'``.
@@ -202,20 +210,26 @@ class ZeroLosses:
         loss_transform: That of the run.
     """
 
-    def __init__(self, mode: str, methods: Sequence, regularizers: Sequence, loss_transform: str | None) -> None:
+    def __init__(
+        self,
+        mode: str,
+        methods: Sequence[Weighting | Aggregator | None],
+        regularizers: Sequence[Regularizer],
+        loss_transform: str | None,
+    ) -> None:
         own = any(method is not None and method.loss_transform == 'own' for method in methods)
         log = loss_transform == 'log' or any(r.needs_positive_losses for r in regularizers)
         self.acts = mode == 'unlabelled' and (own or log)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
-    def leave_out(self, losses: TaskLosses, iteration: int) -> TaskLosses:
-        """The losses without the label of tasks whose loss is 0; the same on all ranks, because the value is."""
+    def mark_unlabelled(self, losses: TaskLosses, iteration: int) -> TaskLosses:
+        """Marks the tasks whose loss is 0 as unlabelled; equal on all ranks, because the values are."""
         if not self.acts:
             return losses
         zero_T = losses.labelled_T & (losses.losses_T == 0)
         for task, zero in zip(losses.losses, zero_T.tolist(), strict=True):
-            if zero and task not in self._said:
-                self._said.add(task)
+            if zero and task not in self._warned:
+                self._warned.add(task)
                 print_log(
                     f'MultiTaskOptimWrapper: the loss of task {task!r} is exactly 0 in iteration {iteration}; in such '
                     "batches the task counts as one without a label (zero_loss='unlabelled'; said once)",
@@ -226,5 +240,5 @@ class ZeroLosses:
 
 
 def _without_loss(key: str) -> str:
-    """The key without the word that would make mmengine add it to the objective."""
+    """Takes the word out of a key that would make mmengine add it to the objective."""
     return key.replace('loss_', '').replace('loss', 'l')

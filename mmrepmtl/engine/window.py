@@ -1,36 +1,36 @@
-"""What an accumulation window that is not finished holds, for a checkpoint that is saved inside it."""
+"""The state of an accumulation window that is not finished, for a checkpoint that is saved inside it."""
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
+from mmrepmtl.engine.aliases import State
 from mmrepmtl.engine.checks import unwrap
 from mmrepmtl.engine.nonfinite import NonFinite
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 
 
-def window_state(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, dict]:
-    """The gradients so far of this rank and what the method has counted, as plain data and tensors.
+def window_state(wrapper: OptimWrapper | OptimWrapperDict) -> dict[str, State]:
+    """Returns this rank's gradients so far and the method's sums, as plain data and tensors.
 
     Args:
         wrapper: The run's; each member of a dict has a window of its own.
 
     Returns:
-        {member: state}, without the members that are between two windows and have nothing to tell.
+        {member: state}, without the members that are between two windows and have no state.
     """
     states = {name: _state(member) for name, member in _members(wrapper)}
     return {name: state for name, state in states.items() if state}
 
 
-def load_window_state(wrapper: OptimWrapper | OptimWrapperDict, states: Mapping[str, dict]) -> None:
+def load_window_state(wrapper: OptimWrapper | OptimWrapperDict, states: Mapping[str, State]) -> None:
     """Restores :func:`window_state`, after the wrapper has prepared the model.
 
     Raises:
-        ValueError: If the window cannot be gone on with, because the method repeats its forward passes.
+        ValueError: If this window cannot be continued, because the method repeats its forward passes.
     """
     members = dict(_members(wrapper))
     for name, state in states.items():
@@ -40,7 +40,7 @@ def load_window_state(wrapper: OptimWrapper | OptimWrapperDict, states: Mapping[
 
 def is_open(wrapper: OptimWrapper) -> bool:
     """Whether the last backward pass was not the last one of its window."""
-    return not wrapper.should_update()
+    return not bool(wrapper.should_update())
 
 
 def _members(wrapper: OptimWrapper | OptimWrapperDict) -> list[tuple[str, OptimWrapper]]:
@@ -52,14 +52,14 @@ def _parameters(wrapper: OptimWrapper) -> list[nn.Parameter]:
     return [p for group in wrapper.optimizer.param_groups for p in group['params']]
 
 
-def _state(wrapper: OptimWrapper) -> dict[str, Any]:
+def _state(wrapper: OptimWrapper) -> State:
     parameters = _parameters(wrapper)
     grads = [None if p.grad is None else p.grad.detach().cpu() for p in parameters] if is_open(wrapper) else None
     if not isinstance(wrapper, MultiTaskOptimWrapper):
         return {} if grads is None else dict(grads=grads)
     index = {id(p): i for i, p in enumerate(parameters)}
     state = {} if wrapper.level is None else wrapper.level.lasting_state(index)
-    # A regulariser shows what it measured last in the steps that it leaves out.
+    # In the steps that a regulariser leaves out, the log shows its last measurement.
     shown = [regularizer.shown_state() for regularizer in wrapper.regularizers]
     if any(shown):
         state['shown'] = shown
@@ -77,7 +77,7 @@ def _state(wrapper: OptimWrapper) -> dict[str, Any]:
     return state
 
 
-def _load(wrapper: OptimWrapper, state: Mapping[str, Any]) -> None:
+def _load(wrapper: OptimWrapper, state: State) -> None:
     parameters = _parameters(wrapper)
     level = wrapper.level if isinstance(wrapper, MultiTaskOptimWrapper) else None
     if level is not None:
@@ -108,6 +108,8 @@ def _load(wrapper: OptimWrapper, state: Mapping[str, Any]) -> None:
     if 'found' in state:
         wrapper.policy.found = NonFinite(**state['found'])
     if 'buffers' in state:
+        if wrapper.prepared is None:
+            raise RuntimeError('load_window_state: the optim wrapper has not prepared a model yet')
         wrapper.buffers.load_state_dict(state['buffers'], unwrap(wrapper.prepared))
     if level is not None and 'aggregation' in state:
         level.load_window_state(state['aggregation'], parameters)

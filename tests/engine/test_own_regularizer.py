@@ -32,6 +32,13 @@ class Told(Regularizer):
         return dict(loss_none=0 * sum(losses.values()))
 
 
+class Silent(Told):
+    """Returns no term."""
+
+    def forward(self, losses, representation, context=PLAIN):
+        return {}
+
+
 def run(regularizer, batches, cls=ToyModel, dtype=torch.float64, **settings) -> list[dict]:
     model = make_model(cls=cls, dtype=dtype)
     wrapper = MultiTaskOptimWrapper(
@@ -84,6 +91,14 @@ def test_diagnostics_are_logged_every_interval_and_declared_ones_always():
     logs = run(told, [make_batch()] * 3, diagnostics_interval=2)
     shown = [{key for key in log if key.startswith('told/')} for log in logs]
     assert shown == [{'told/often', 'told/rare'}, {'told/often'}, {'told/often', 'told/rare'}]
+
+
+@pytest.mark.parametrize('aggregator', [None, dict(type='MGDA'), dict(type='MGDA', level='representation')])
+def test_a_regulariser_that_returns_no_term_adds_nothing(aggregator):
+    silent = run(Silent(), [make_batch()], aggregator=aggregator)[0]
+    told = run(Told(), [make_batch()], aggregator=aggregator)[0]
+    assert float(silent['penalty']) == 0
+    assert float(silent['loss'].detach()) == float(told['loss'].detach()) > 0
 
 
 class NoLoss(ToyModel):

@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from mmrepmtl.engine import rank_watch
-from mmrepmtl.engine.rank_watch import RankWatch, place, report
+from mmrepmtl.engine.rank_watch import RankWatch, describe_hang, describe_stack
 
 
 def frame_in(module: str, name: str = 'somewhere'):
@@ -122,7 +122,7 @@ def looks(frames, ats=None, seconds=1.0, timeout=10.0, monkeypatch=None):
     for i, frame in enumerate(frames):
         current['frame'] = frame
         spy.at = 'x' if ats is None else ats[i]
-        if spy.look():
+        if spy.check_once():
             return True
     return False
 
@@ -168,16 +168,16 @@ def test_a_store_that_is_gone_ends_the_watch_and_says_so(capsys):
 def test_one_process_is_not_watched():
     rank_watch.start_watch(1.0)
     assert rank_watch._watch is None
-    rank_watch.now_at('nowhere')
+    rank_watch.set_place('nowhere')
     rank_watch.stop_watch()
 
 
 def test_a_report_of_many_ranks_stays_short():
     state = dict(at='x', age=1.0, time=time.time(), waits=True, place='here', answered=True)
-    text = report([state] * 30, [29], 0, 5.0, 4.0)
+    text = describe_hang([state] * 30, [29], 0, 5.0, 4.0)
     assert len(text.splitlines()) == 18 and text.splitlines()[1].startswith('  rank 29') and '14 more' in text
 
 
 def test_a_place_names_the_innermost_calls_first():
-    assert 'test_rank_watch.py' in place(rank_watch.sys._getframe()).split(' < ')[0]
-    assert place(None) == 'an unknown place'
+    assert 'test_rank_watch.py' in describe_stack(rank_watch.sys._getframe()).split(' < ')[0]
+    assert describe_stack(None) == 'an unknown place'

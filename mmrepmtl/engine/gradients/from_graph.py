@@ -1,17 +1,18 @@
-"""Takes gradients out of the graph of one forward pass: those of each task, and that of the penalty."""
+"""Computes the gradients of one forward pass: those of each task, and that of the penalty."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmrepmtl.engine.gradients.writing import densify, separated
+from mmrepmtl.engine.gradients.writing import in_own_memory, make_dense
 from mmrepmtl.engine.graph import explain_backward, leaves
 from mmrepmtl.engine.objective import Step
+from mmrepmtl.engine.sum_tensors import sum_tensors
 
 
 def shared_and_heads(step: Step, parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The parameters that Z was computed from, and all others."""
+    """Splits parameters into those that Z was computed from, and all others."""
     upstream = leaves(step.views)
     return [p for p in parameters if p in upstream], [p for p in parameters if p not in upstream]
 
@@ -19,10 +20,10 @@ def shared_and_heads(step: Step, parameters: Sequence[nn.Parameter]) -> tuple[li
 def task_gradients(
     step: Step, t: int, wanted: Sequence[nn.Parameter]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """The gradient of one task's objective by the views and by ``wanted``, each in memory of its own.
+    """Computes the gradient of one task's objective by the views and by ``wanted``, each in memory of its own.
 
     Args:
-        step: What the forward pass left.
+        step: The record of the forward pass.
         t: Number of the task.
         wanted: Parameters. Those upstream of the views get all that reaches them, also past Z.
 
@@ -30,7 +31,7 @@ def task_gradients(
         RuntimeError: If the loss has a label and does not depend on Z.
     """
     task, objective, count = step.tasks[t], step.objectives[t], len(step.views)
-    grads = separated(_gradients(task, objective * (step.factor * step.scale), [*step.views, *wanted]))
+    grads = in_own_memory(_gradients(task, objective * (step.factor * step.scale), [*step.views, *wanted]))
     if all(grad is None for grad in grads[:count]) and objective.requires_grad and bool(step.labelled_T[t]):
         raise RuntimeError(
             f'MultiTaskOptimWrapper: the loss of task {task!r} does not depend on the shared representation, so it has '
@@ -47,18 +48,18 @@ def _gradients(task: str, objective: Tensor, wanted: Sequence[Tensor]) -> Sequen
 
 
 def with_zeros(grads: Sequence[Tensor | None], views: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients by the views, zeros where there is none."""
+    """Fills in zeros for the views that a task does not depend on."""
     return [torch.zeros_like(view) if grad is None else grad for grad, view in zip(grads, views, strict=True)]
 
 
 def backward_penalty(
     step: Step, at_views: Sequence[Sequence[Tensor]], parameters: Sequence[nn.Parameter]
 ) -> Tensor | None:
-    """Backward of what belongs to no task, into ``.grad``.
+    """Runs the backward of the terms that belong to no task, into ``.grad``.
 
     Args:
-        step: What the forward pass left.
-        at_views: The tasks' gradients by the views, to compare with.
+        step: The record of the forward pass.
+        at_views: The tasks' gradients by the views, which the penalty's is compared with.
         parameters: All trainable parameters of the model.
 
     Returns:
@@ -67,16 +68,21 @@ def backward_penalty(
     if step.rest is None or not step.rest.requires_grad:
         return None
     squares = [step.views[0].new_zeros((), dtype=torch.float32)]
-    hooks = [view.register_hook(lambda grad: squares.append(_square(grad))) for view in step.views]
+
+    def measure(grad: Tensor) -> None:
+        squares.append(_square(grad))
+
+    hooks = [view.register_hook(measure) for view in step.views]
     rest = step.rest * (step.factor * step.scale)
     with explain_backward('the penalty'):
         torch.autograd.backward(rest, inputs=list(parameters), retain_graph=True)
-    densify(parameters)
+    make_dense(parameters)
     for hook in hooks:
         hook.remove()
-    tasks = sum(_square(sum(grads[level].float() for grads in at_views)) for level in range(len(step.views)))
-    return torch.stack([sum(squares), tasks])
+    sums = (sum_tensors(grads[level].float() for grads in at_views) for level in range(len(step.views)))
+    return torch.stack([sum_tensors(squares), sum_tensors(map(_square, sums))])
 
 
 def _square(gradient: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(gradient.detach().float()).square()
+    norm: Tensor = torch.linalg.vector_norm(gradient.detach().float())
+    return norm.square()

@@ -1,12 +1,12 @@
 """The per-task gradients of the shared parameters: one buffer that lives as long as the run."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
+from mmrepmtl.engine.aliases import Gradients, ProcessGroup, State
 from mmrepmtl.engine.gradients.writing import accumulate, empty_gradient
 from mmrepmtl.methods.collectives import num_processes
 
@@ -14,25 +14,28 @@ from mmrepmtl.methods.collectives import num_processes
 class GradientRows:
     """T rows (for each of ``num_batches`` independent batches) of the gradients of the shared parameters.
 
-    The buffer is allocated once, so that a step keeps T copies of the shared gradient here and one in ``.grad``, and
-    none of them comes from fresh memory. The columns are the parameters in the order of the model; ones that are used
-    for the first time later in the run are appended.
+    The buffer is allocated once. A step then keeps T copies of the shared gradient here and one in ``.grad``, and
+    none of them comes from fresh memory. The columns are the parameters in the order of the model. Parameters that are
+    used for the first time later in the run are appended.
 
     Args:
         num_batches: Independent batches per step.
-        fixed: Why the columns may not change once there are some (the name of a method that keeps state for each), or
-            None.
+        fixed: Name of a method that keeps state for each parameter, so that the columns may not change once there are
+            some; None if they may.
         group: Process group of the reductions.
+
+    Attributes:
+        buffer: The rows, (num_batches, T, P); it has no element before the first parameters are appended.
     """
 
-    def __init__(self, num_batches: int, fixed: str | None, group: Any) -> None:
+    def __init__(self, num_batches: int, fixed: str | None, group: ProcessGroup) -> None:
         self.num_batches, self.fixed, self.group = num_batches, fixed, group
         self.parameters: list[nn.Parameter] = []
-        self.buffer: Tensor | None = None  # (num_batches, T, P)
+        self.buffer = torch.empty(num_batches, 0, 0)
         self._starts: dict[int, int] = {}
         self._used: set[int] = set()
         self._written: set[tuple[int, int]] = set()
-        self._pending: list = []
+        self._pending: list[dist.Work] = []
 
     @property
     def sizes(self) -> list[int]:
@@ -77,11 +80,12 @@ class GradientRows:
         for p in new:
             self._starts[id(p)] = start
             start += p.numel()
+        num_kept = self.buffer.shape[-1]
         self.parameters += new
         dtype = torch.promote_types(new[0].dtype, torch.float32)
         grown = torch.zeros(self.num_batches, num_tasks, start, dtype=dtype, device=new[0].device)
-        if self.buffer is not None:
-            grown[..., : self.buffer.shape[-1]] = self.buffer
+        if num_kept:
+            grown[..., :num_kept] = self.buffer
         self.buffer = grown
 
     def slices(self) -> Iterator[tuple[nn.Parameter, slice]]:
@@ -91,10 +95,10 @@ class GradientRows:
             yield p, slice(start, start + p.numel())
 
     def written(self) -> Iterator[tuple[nn.Parameter, slice]]:
-        """:meth:`slices` of what the window used on any rank: the others get no gradient, as in plain training."""
+        """:meth:`slices` of the parameters that the window used on any rank; the others get no gradient."""
         return ((p, columns) for p, columns in self.slices() if id(p) in self._used)
 
-    def add(self, batch: int, task: int, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
+    def add(self, batch: int, task: int, parameters: Sequence[nn.Parameter], grads: Gradients) -> None:
         """Adds one task's gradients of a micro-batch to its row; the first ones of a window replace what was there."""
         if not self.parameters:  # a frozen encoder
             return
@@ -113,10 +117,12 @@ class GradientRows:
     def reduce(self, batch: int, task: int) -> None:
         """Starts the sum over ranks of a finished row, which goes on while the next task's backward runs."""
         if num_processes() > 1 and self.parameters:
-            self._pending.append(dist.all_reduce(self.buffer[batch, task], group=self.group, async_op=True))
+            work = dist.all_reduce(self.buffer[batch, task], group=self.group, async_op=True)
+            if work is not None:  # None on a rank outside the group
+                self._pending.append(work)
 
     def wait(self) -> None:
-        """Ends the reductions that were started."""
+        """Waits for the reductions that were started."""
         for work in self._pending:
             work.wait()
         self._pending = []
@@ -135,15 +141,15 @@ class GradientRows:
                 total.add_(row, alpha=weight)
             accumulate([p], [total])
 
-    def state_dict(self, index: Mapping[int, int]) -> dict[str, Any]:
-        """What the window has written so far on this rank; ``index`` is {id of a parameter: its number}."""
+    def state_dict(self, index: Mapping[int, int]) -> State:
+        """Returns the rows that this rank has written so far; ``index`` is {id of a parameter: its number}."""
         return dict(
-            used=[index[key] for key in sorted(self._used, key=index.get)],
+            used=[index[key] for key in sorted(self._used, key=index.__getitem__)],
             rows=[(batch, t, self.buffer[batch, t].cpu()) for batch, t in sorted(self._written)],
         )
 
-    def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> None:
-        """Restores :meth:`state_dict`, once the columns are there; ``parameters`` are in the order of its numbers."""
+    def load_state_dict(self, state: State, parameters: Sequence[nn.Parameter]) -> None:
+        """Restores :meth:`state_dict`, after :meth:`append`; ``parameters`` are in the order of its numbers."""
         self._used = {id(parameters[i]) for i in state['used']}
         for batch, t, row in state['rows']:
             self.buffer[batch, t] = row.to(self.buffer.device)

@@ -3,32 +3,34 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from mmrepmtl.engine.aliases import Gradients, ProcessGroup
 from mmrepmtl.methods.collectives import num_processes
 
-#: Elements that are reduced over ranks at once: few beside an encoder's gradients, which are not copied as a whole.
+#: Elements that are reduced over ranks at once. They are copied for it, so they are few beside an encoder's gradients.
 BUCKET = 2**22
 
 
 def empty_gradient(parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for a gradient of ``parameter``, with its strides where it is dense and contiguous elsewhere.
+    """Allocates a gradient of ``parameter``: with its strides if it is dense, else contiguous.
 
-    The fused optimizers go through weights and gradients by their place in memory: where strides differ, a weight gets
-    the gradient of another one.
+    The fused optimizers go through weights and gradients by their place in memory. If strides differ, a weight gets the
+    gradient of another one.
     """
     dtype = parameter.dtype if dtype is None else dtype
     return torch.empty_strided(parameter.shape, gradient_strides(parameter), dtype=dtype, device=parameter.device)
 
 
 def in_layout_of(grad: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient with the strides of :func:`empty_gradient`: itself, a view where only a dimension of size 1 has
-    another stride, or a copy."""
+    """Returns the gradient with the strides of :func:`empty_gradient`.
+
+    It is the gradient itself, a view if only dimensions of size 1 have other strides, or a copy.
+    """
     strides = gradient_strides(parameter)
     if grad.stride() == strides:
         return grad
@@ -38,9 +40,9 @@ def in_layout_of(grad: Tensor, parameter: Tensor) -> Tensor:
 
 
 def segment_in_layout_of(segment_P: Tensor, parameter: Tensor) -> Tensor:
-    """A parameter's part of a flat gradient as a view with the parameter's strides; reorders the part in place.
+    """Returns a parameter's part of a flat gradient as a view with the parameter's strides; reorders it in place.
 
-    A copy of one parameter's gradient is made, never one of all.
+    This copies the gradient of one parameter at a time, never all of them.
     """
     part, strides = segment_P.view_as(parameter), gradient_strides(parameter)
     view = segment_P.as_strided(parameter.shape, strides, segment_P.storage_offset())
@@ -48,7 +50,7 @@ def segment_in_layout_of(segment_P: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gradient_strides(parameter: Tensor) -> tuple[int, ...]:
-    """The strides that the gradient of a parameter has: the parameter's where it is dense, else row by row."""
+    """The strides that the gradient of a parameter gets: the parameter's own if it is dense, else row by row."""
     if _fills_its_memory(parameter):
         return parameter.stride()
     sizes = parameter.shape
@@ -60,7 +62,7 @@ def _same_memory_order(grad: Tensor, strides: Sequence[int]) -> bool:
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:
-    """Whether no element lies twice in memory and none of it is left out ("non-overlapping and dense")."""
+    """Whether the elements lie side by side in memory, each once ("non-overlapping and dense")."""
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
         if stride != expected:
@@ -73,8 +75,7 @@ def _fills_its_memory(tensor: Tensor) -> bool:
 def keep_layouts(parameters: Sequence[Tensor]) -> None:
     """Gives every ``.grad`` the strides of its dense parameter.
 
-    A backward of torch leaves the strides of dimensions of size 1 as they come, and adds to whatever ``.grad`` is
-    there.
+    A backward of torch gives dimensions of size 1 any stride, and adds to a ``.grad`` of any strides.
     """
     for p in parameters:
         if p.grad is not None and p.grad.layout is torch.strided and p.grad.stride() != p.stride():
@@ -82,11 +83,11 @@ def keep_layouts(parameters: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None]) -> None:
-    """Adds gradients to ``.grad``, as backward does; the tensors of the first ones become it.
+def accumulate(parameters: Sequence[nn.Parameter], grads: Gradients) -> None:
+    """Adds gradients to ``.grad``, as backward does. A parameter without ``.grad`` gets the tensor itself.
 
-    Gradients of ``torch.autograd.grad`` go through :func:`separated` before. A list is emptied on the way, so that a
-    gradient which has to be copied does not live twice.
+    Gradients of ``torch.autograd.grad`` go through :func:`in_own_memory` before. A list is emptied on the way, so that
+    a gradient which has to be copied does not live twice.
     """
     for i, parameter in enumerate(parameters):
         grad = grads[i]
@@ -101,25 +102,25 @@ def accumulate(parameters: Sequence[nn.Parameter], grads: Sequence[Tensor | None
 
 
 def clip_gradients(wrapper: OptimWrapper, parameters: Sequence[nn.Parameter], prefix: str = '') -> None:
-    """Clips by the settings of an mmengine optim wrapper, and logs the norm before it under ``prefix``."""
+    """Clips gradients by the settings of an mmengine optim wrapper, and logs their norm before it under ``prefix``."""
     params = [p for p in parameters if p.requires_grad and p.grad is not None]
     norm = wrapper.clip_func(params, **wrapper.clip_grad_kwargs) if params else None
     if norm is not None:
         wrapper.message_hub.update_scalar(f'train/{prefix}{wrapper.grad_name}', float(norm))
 
 
-def densify(parameters: Sequence[nn.Parameter]) -> None:
-    """Makes sparse ``.grad`` dense, as the combined gradients that are added to it are."""
+def make_dense(parameters: Sequence[nn.Parameter]) -> None:
+    """Makes every sparse ``.grad`` dense: dense combined gradients are added to it."""
     for p in parameters:
         if p.grad is not None and p.grad.layout is not torch.strided:
             p.grad = in_layout_of(p.grad.to_dense(), p)
 
 
-def separated(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Copies the gradients that share memory with each other or in themselves, and makes sparse ones dense.
+def in_own_memory(grads: Gradients) -> list[Tensor | None]:
+    """Copies the gradients that share memory with each other or within themselves, and makes sparse ones dense.
 
-    ``torch.autograd.grad`` returns one tensor for both terms of ``w1 + w2``, and for ``w.sum()`` one number seen many
-    times: what then changes ``.grad`` in place (clipping, a scaler) would act on it more than once.
+    ``torch.autograd.grad`` returns one tensor for both terms of ``w1 + w2``, and for ``w.sum()`` one number that all
+    elements share. Clipping or a scaler, which change ``.grad`` in place, would act on such memory more than once.
     """
     grads = [g if g is None or g.layout is torch.strided else g.to_dense() for g in grads]
     owners = Counter(grad.untyped_storage().data_ptr() for grad in grads if grad is not None)
@@ -131,15 +132,15 @@ def separated(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     ]
 
 
-def flatten(grads: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One row of all gradients, zeros where there is none."""
+def flatten(grads: Gradients, parameters: Sequence[Tensor]) -> Tensor:
+    """Joins the gradients of ``parameters`` to one row (P,), with zeros for those that have none."""
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters, strict=True)]
     )
 
 
 def in_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Groups of neighbours of one dtype with at most :data:`BUCKET` elements, or a single larger one."""
+    """Yields groups of neighbours of one dtype with at most :data:`BUCKET` elements; a larger tensor is alone."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         full = sum(other.numel() for other in bucket) + tensor.numel() > BUCKET
@@ -151,13 +152,13 @@ def in_buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def unflatten(row: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def unflatten(row: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of :func:`flatten`."""
     return [part.view_as(p) for part, p in zip(row.split([p.numel() for p in parameters]), parameters, strict=True)]
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter], group: Any) -> None:
+def average_gradients(parameters: Sequence[nn.Parameter], group: ProcessGroup) -> None:
     """Replaces every ``.grad`` by its mean over ranks; a parameter that no rank used keeps None."""
     if num_processes() == 1:
         return

@@ -1,3 +1,5 @@
+"""Hooks of mmengine's Runner: checkpoints, exact resume, metrics, selection, and runs of several processes."""
+
 from .interrupt import Interrupted, InterruptHook
 from .log_history import LogHistoryHook
 from .metrics_file import MetricsFileHook

@@ -1,45 +1,50 @@
-"""Checkpoints are kept until the next one is whole."""
+"""Saves checkpoints so that the old one stays until the new one is whole."""
 
 import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.runner import Runner
 
+from mmrepmtl.engine.aliases import State
 from mmrepmtl.engine.last_checkpoint import INTERRUPTED, LAST_CHECKPOINT
 from mmrepmtl.registry import HOOKS
 from mmrepmtl.utils.files import sweep_temporary, sync_folder, whole_file
 from mmrepmtl.utils.folders import check_writable
 
 
-# In mmengine's own registry, so that configs of any scope, mmseg's own too, get it by the plain name.
+# In mmengine's own registry, so that configs of any scope (mmseg's too) get this class by the plain name.
 @HOOKS.register_module(force=True)
 class CheckpointHook(_CheckpointHook):
-    """mmengine's hook, with all its arguments, in an order that loses nothing when the run is killed at any moment.
+    """mmengine's hook with all its arguments, in an order that loses nothing if the run is killed at any moment.
 
-    A checkpoint is written under a temporary name and renamed when it is whole; then ``last_checkpoint`` names it, in
-    the same way; only then older ones are deleted, so ``max_keep_ckpts=N`` needs room for N + 1. Leftovers of killed
-    runs are removed at the start. Paths that a copied or moved run remembers are looked up in its own folder.
+    A checkpoint is written under a temporary name and renamed when it is whole. Then ``last_checkpoint`` is written in
+    the same way. Only then older checkpoints are deleted, so ``max_keep_ckpts=N`` needs room for N + 1. Leftovers of
+    killed runs are removed at the start. A copied or moved run looks in its own folder for the files that it remembers.
 
     Raises:
         ValueError: At the start, if the folder cannot be written.
     """
 
     saved_iter: int | None = None
-    """The number of iterations that the last checkpoint which can be resumed holds."""
+    """Iterations that the newest checkpoint holds from which a run can be resumed."""
 
-    def before_train(self, runner) -> None:
+    keep_ckpt_ids: deque[int]
+
+    def before_train(self, runner: Runner) -> None:
         """Finds the folder, removes leftovers there and in the work directory."""
         super().before_train(runner)
         if self.max_keep_ckpts > 0:
             # One more than max_keep_ckpts while a new one is written.
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
-        self._own_best(runner)
+        self._use_own_best(runner)
         own = map(os.path.abspath, (runner.work_dir, str(self.out_dir)))
         if runner.iter > 0 and runner._load_from and os.path.dirname(os.path.abspath(runner._load_from)) in own:
-            # A validation that is made up for can be left: --resume finds this file again.
+            # A repeated validation may be interrupted too: --resume finds this file again.
             self.saved_iter = runner.iter
         if not is_main_process():
             return
@@ -50,8 +55,8 @@ class CheckpointHook(_CheckpointHook):
             for file in sweep_temporary(folder):
                 runner.logger.info(f'{file} was left by a killed run and is removed')
 
-    def _own_best(self, runner) -> None:
-        """Takes the best checkpoints that a copied run remembers from the copy; the original's are not its own."""
+    def _use_own_best(self, runner: Runner) -> None:
+        """Makes a copied run use the best checkpoints in its own folder, not those of the original."""
         if self.save_best is None:
             return
         for indicator, path in self._best_paths().items():
@@ -76,12 +81,12 @@ class CheckpointHook(_CheckpointHook):
         else:
             self.best_ckpt_path_dict[indicator] = path
 
-    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: State) -> None:
         if self.max_keep_ckpts > 0:
-            if step in self.keep_ckpt_ids:  # the same one again, with the best score
+            if step in self.keep_ckpt_ids:  # mmengine saves it again, with the best score
                 self.keep_ckpt_ids.remove(step)
             self.keep_ckpt_ids.append(step)
-            # With the one to be deleted: a run that is killed before it did so does it when it resumes.
+            # The list has the checkpoint to be deleted too: if the run is killed before, a resumed run deletes it.
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self._write(
             runner,
@@ -97,21 +102,21 @@ class CheckpointHook(_CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self._remove(INTERRUPTED)
 
-    def save_interrupted(self, runner, meta: dict) -> str:
-        """Saves a checkpoint between two that are due, in place of an earlier one of this kind.
+    def save_interrupted(self, runner: Runner, meta: State) -> str:
+        """Saves a checkpoint between two that are due; it replaces an earlier one of this kind.
 
         Args:
-            runner: Of the run.
-            meta: ``epoch`` and ``iter`` that it holds.
+            runner: The runner.
+            meta: Its ``epoch`` and ``iter``.
 
         Returns:
             The file.
         """
-        self._write(runner, INTERRUPTED, meta, save_optimizer=True, save_param_scheduler=True, by_epoch=False)
-        return self.last_ckpt
+        return self._write(runner, INTERRUPTED, meta, save_optimizer=True, save_param_scheduler=True, by_epoch=False)
 
-    def _write(self, runner, name: str, meta: dict, **options) -> None:
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+    def _write(self, runner: Runner, name: str, meta: State, **options: Any) -> str:
+        """Saves a checkpoint and writes its path to ``last_checkpoint``; returns the path."""
+        self.last_ckpt = str(self.file_backend.join_path(self.out_dir, name))
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         options |= dict(backend_args=self.backend_args)
         runner.save_checkpoint(self.out_dir, name, self.file_client_args, meta=meta, **options)
@@ -119,6 +124,7 @@ class CheckpointHook(_CheckpointHook):
             self.saved_iter = meta['iter']
         if is_main_process():
             name_last(runner.work_dir, self.last_ckpt)
+        return self.last_ckpt
 
     def _remove(self, name: str) -> None:
         if not is_main_process():
@@ -126,17 +132,17 @@ class CheckpointHook(_CheckpointHook):
         path = self.file_backend.join_path(self.out_dir, name)
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # sharded ones are folders
+        elif self.file_backend.isdir(path):  # a sharded checkpoint is a folder
             self.file_backend.rmtree(path)
 
-    def _save_best_checkpoint(self, runner, metrics: Mapping[str, float]) -> None:
-        """The best so far is deleted when the better one is whole, and the checkpoint that names it too."""
+    def _save_best_checkpoint(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        """Deletes the best checkpoint so far only when the better one, and the checkpoint that names it, are whole."""
         if not self.save_best:
             return
         if 'auto' in self.key_indicators:
             self._init_rule(self.rules, [next(iter(metrics))])
         before = self._best_paths()
-        for indicator in before:  # mmengine would delete it first
+        for indicator in before:  # without this mmengine deletes the old one first
             self._set_best(indicator, None)
         super()._save_best_checkpoint(runner, metrics)
         for indicator, path in self._best_paths().items():
@@ -149,7 +155,7 @@ class CheckpointHook(_CheckpointHook):
 
 
 def name_last(work_dir: str | Path, checkpoint: str) -> None:
-    """Says in ``last_checkpoint`` of the work directory which checkpoint a run resumes from."""
+    """Writes the path of the checkpoint that a run resumes from to ``last_checkpoint`` of the work directory."""
     with whole_file(Path(work_dir, LAST_CHECKPOINT)) as file:
         file.write(str(checkpoint).encode())
     sync_folder(work_dir)
