@@ -7,17 +7,17 @@ Dimensions: T tasks, B samples, C channels, N positions.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from mmrepmtl.methods.collectives import Ranks, full_precision
 from mmrepmtl.methods.csa import align, as_positions, cross_task_saliency_alignment
+from mmrepmtl.methods.gradient_ratio import combine_tasks, record_at_backward, squared_norms
 from mmrepmtl.methods.regularizer import PLAIN, Regularizer, RegularizerContext
+from mmrepmtl.methods.rep_mtl_checks import Watch, check_arguments
 from mmrepmtl.methods.saliency import (
     LAYOUTS,
     Representation,
@@ -39,11 +39,6 @@ __all__ = [
     'task_saliency',
     'task_saliency_regulation',
 ]
-
-#: Below this entropy / ln T one task owns almost every position.
-_COLLAPSED = 0.1
-#: With fewer samples than this, BatchNorm at the entry of a head makes anchors rounding noise (1) or opposite (2).
-_FEW_SAMPLES = 4
 
 
 class RepMTL(Regularizer):
@@ -98,23 +93,21 @@ class RepMTL(Regularizer):
         interval: int = 1,
     ) -> None:
         super().__init__()
-        for argument, value, allowed in (
-            ('saliency_transform', saliency_transform, (None, 'log')),
-            ('layout', layout, LAYOUTS),
-            ('through', through, ('all', 'representation')),
-        ):
-            if value not in allowed:
-                raise ValueError(f'RepMTL: {argument} must be one of {allowed}, got {value!r}')
-        for argument, value, least in (
-            ('lambda_tsr', lambda_tsr, 0),
-            ('lambda_csa', lambda_csa, 0),
-            ('num_prefix_tokens', num_prefix_tokens, 0),
-            ('warmup_iters', warmup_iters, 0),
-            ('interval', interval, 1),
-            ('saliency_floor', saliency_floor, 0),
-        ):
-            if not value >= least:
-                raise ValueError(f'RepMTL: {argument} must be at least {least}, got {value!r}')
+        check_arguments(
+            choices=dict(
+                saliency_transform=(saliency_transform, (None, 'log')),
+                layout=(layout, LAYOUTS),
+                through=(through, ('all', 'representation')),
+            ),
+            numbers=dict(
+                lambda_tsr=(lambda_tsr, 0),
+                lambda_csa=(lambda_csa, 0),
+                num_prefix_tokens=(num_prefix_tokens, 0),
+                warmup_iters=(warmup_iters, 0),
+                interval=(interval, 1),
+                saliency_floor=(saliency_floor, 0),
+            ),
+        )
         if not temperature > 0:
             raise ValueError(f'RepMTL: temperature must be positive, got {temperature!r}')
         if num_prefix_tokens and layout != 'NLC':
@@ -129,8 +122,7 @@ class RepMTL(Regularizer):
         self.register_buffer('num_steps', torch.zeros((), dtype=torch.long))
         self._values: dict[str, Tensor] = {}
         self._squares: dict[int, Tensor] = {}
-        self._unwatched: Tensor | None = None
-        self._warned: set[str] = set()
+        self._watch = Watch()
         self._checked: set[str] = set()
 
     def extra_repr(self) -> str:
@@ -174,7 +166,7 @@ class RepMTL(Regularizer):
             ValueError: A loss <= 0 under ``'log'``, a loss that does not depend on Z, or a head that cannot be
                 differentiated twice; each names the task.
         """
-        self._watch_collapse()
+        self._watch.look()
         losses = name_losses(losses)
         # Reading a counter on the accelerator would wait for it.
         step = int(self.num_steps) if self.interval > 1 or self.warmup_iters else 0
@@ -213,11 +205,11 @@ class RepMTL(Regularizer):
                     weight / (scale * transform[task])
                     for task, weight in zip(losses, context.task_weights, strict=True)
                 ]
-            tasks = _combine(sources, gradients, factors)
+            tasks = combine_tasks(sources, gradients, factors)
         if self.through == 'representation':
             return self._through_representation(terms, sources, scale, tasks)
         for index, (source, part) in tasks.items():
-            self._record_at_backward(index, source, part, scale * context.backward_scale)
+            record_at_backward(self._squares, index, source, part, scale * context.backward_scale)
         return terms
 
     def _sources(
@@ -251,7 +243,7 @@ class RepMTL(Regularizer):
         )
         shapes = [level.shape for level in next(iter(sources.values()))]
         channels = [shape[1] if self.layout == 'NCHW' else shape[-1] for shape in shapes]
-        # Of the channels one number, so that ranks with different numbers of levels reduce the same shape.
+        # One number for all channels, so that ranks with different numbers of levels reduce the same shape.
         same = {
             'RepMTL: the number of levels of Z': len(channels),
             'RepMTL: the sum of (number of the level, from 1) times channels of Z': sum(
@@ -259,7 +251,8 @@ class RepMTL(Regularizer):
             ),
         }
         total_T, sizes = ranks.sum_and_sizes(values_T, length, same)
-        self._warn_few(length, sum(sizes))
+        if self.lambda_csa:
+            self._watch.look_at_samples(length, sum(sizes), self.gather_negatives)
         if self.saliency_transform is None:
             return dict.fromkeys(losses, 1.0), sizes
         mean_T = total_T / ranks.size
@@ -287,11 +280,7 @@ class RepMTL(Regularizer):
         self._values |= {f'share/{task}': share for task, share in zip(losses, share_T, strict=True)}
         if self.lambda_tsr and len(losses) > 1:
             entropy = torch.stack([owner.entropy for owner in owners]).mean() / limit
-            # Where every saliency is zero nobody owns anything, which is no collapse.
-            self._unwatched = torch.where(share_T.sum() > 0, entropy, 1)
-            # Elsewhere looking at it now would wait for the accelerator; the next call or `diagnostics` does.
-            if entropy.device.type == 'cpu':
-                self._watch_collapse()
+            self._watch.note_entropy(entropy, share_T)
         if not self.lambda_csa:
             return tsr, tsr.new_zeros(())
         own_sizes = sizes if self.gather_negatives else [levels[0].shape[1]]
@@ -322,73 +311,24 @@ class RepMTL(Regularizer):
             gradient = gradient.to(total.dtype) / scale
             carrier = carrier + (source.to(total.dtype) * gradient).sum()
             if index in tasks:
-                self._squares[index] = _squares(gradient, tasks[index][1])
+                self._squares[index] = squared_norms(gradient, tasks[index][1])
         name = 'loss_csa' if self.lambda_csa else 'loss_tsr'
         terms[name] = terms[name] + (carrier - carrier.detach())
         return terms
 
-    def _record_at_backward(self, index: int, source: Tensor, tasks: Tensor, scale: float | Tensor) -> None:
-        """Measures the penalty's gradient as what arrives at ``source`` beyond the tasks' part; ``scale`` is in it."""
-        squares = self._squares
-        # A hook of the node below Z: one of Z itself would also see other methods' torch.autograd.grad(..., Z).
-        edge = get_gradient_edge(source)
-        # The node holds the hook: were the node, or after its use the tasks' part, in the hook, both would outlive the
-        # step.
-        number, parts = edge.output_nr, [tasks]
-
-        def record(gradients: tuple[Tensor | None, ...]) -> None:
-            if gradients[number] is not None and parts:
-                part = parts.pop()
-                total = gradients[number].detach().to(part.dtype) / scale
-                squares[index] = _squares(total - part, part)
-
-        edge.node.register_prehook(record)
-
-    def _watch_collapse(self) -> None:
-        """Warns when the entropy of the last call collapsed, once until it recovers."""
-        if self._unwatched is None:
-            return
-        entropy, self._unwatched = float(self._unwatched), None
-        if entropy >= _COLLAPSED:
-            self._warned.discard('collapse')
-        else:
-            self._warn(
-                'collapse',
-                f'entropy / ln T of the task saliency collapsed to {entropy:.3f}: one task owns '
-                'almost every position. Lower lambda_tsr, or use warmup_iters, saliency_floor or '
-                "through='representation'",
-            )
-
-    def _warn_few(self, own: int, everywhere: int) -> None:
-        if not self.lambda_csa:
-            return
-        if (everywhere if self.gather_negatives else own) == 1:
-            self._warn('single', 'CSA has no negatives in a batch of one sample and is 0')
-        elif own < _FEW_SAMPLES:
-            self._warn(
-                'few',
-                f'CSA on {own} samples per process: heads that begin with convolution + BatchNorm make '
-                f'its anchors degenerate below {_FEW_SAMPLES} samples per BatchNorm batch',
-            )
-
-    def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(f'RepMTL: {message}', stacklevel=2)
-
     @property
     def diagnostics(self) -> dict[str, float]:
-        """Of the last call that computed the penalty.
+        """The measurements of the last call that computed the penalty.
 
         ``tsr`` and ``csa`` (unweighted), ``entropy`` (TSR / ln T), ``share/TASK`` (mean ownership), ``positive`` and
         ``negative`` (mean similarities) and, after the backward where ``measure_gradient`` is set, ``grad_ratio``: the
         norm at Z of the penalty's gradient over that of the tasks'. The mean over ranks of the first three is that of
         the whole batch.
         """
-        self._watch_collapse()
+        self._watch.look()
         values = {name: float(value) for name, value in self._values.items()}
-        if self._squares:
-            penalty, tasks = self.gradient_squares.sqrt().tolist()
+        if (squares := self.gradient_squares) is not None:
+            penalty, tasks = squares.sqrt().tolist()
             values['grad_ratio'] = penalty / tasks if tasks else math.inf if penalty else 0.0
         return values
 
@@ -402,7 +342,7 @@ class RepMTL(Regularizer):
         self.num_steps += 1
 
     def shown_state(self) -> dict[str, Any]:
-        """What was measured last; the distinct tensors of Z are numbered, because their identities change."""
+        """The last measurements; the distinct tensors of Z are numbered, because their identities change."""
         values = {name: value.detach().cpu() for name, value in self._values.items()}
         squares = {number: value.detach().cpu() for number, value in enumerate(self._squares.values())}
         return dict(values=values, squares=squares) if values or squares else {}
@@ -412,22 +352,3 @@ class RepMTL(Regularizer):
         device = self.num_steps.device
         self._values = {name: value.to(device) for name, value in state.get('values', {}).items()}
         self._squares = {number: value.to(device) for number, value in state.get('squares', {}).items()}
-
-
-def _combine(
-    sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]], weights: list[float | Tensor]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """{id: (Z, sum of weight * gradient of the tasks)} of each distinct tensor that a task is differentiated by."""
-    combined: dict[int, tuple[Tensor, Tensor]] = {}
-    for weight, levels, parts in zip(weights, sources.values(), gradients.values(), strict=True):
-        for source, part in zip(levels, parts, strict=True):
-            part = part.detach() if part.dtype == torch.float64 else part.detach().float()
-            part = part * torch.as_tensor(weight, dtype=part.dtype, device=part.device).detach()
-            earlier = combined.get(id(source))
-            combined[id(source)] = source, part if earlier is None else earlier[1] + part
-    return combined
-
-
-def _squares(penalty: Tensor, tasks: Tensor) -> Tensor:
-    """Squared norms of both, (2,)."""
-    return torch.stack([torch.linalg.vector_norm(part).square() for part in (penalty, tasks)])
