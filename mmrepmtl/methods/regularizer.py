@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrepmtl.methods.saliency import Representation
+
 
 @dataclass(frozen=True, eq=False)
 class RegularizerContext:
@@ -66,7 +68,7 @@ class Regularizer(nn.Module):
         return False
 
     def forward(
-        self, losses: Mapping[str, Tensor], representation, context: RegularizerContext = PLAIN
+        self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext = PLAIN
     ) -> dict[str, Tensor]:
         """Computes the penalty.
 

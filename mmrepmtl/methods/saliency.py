@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
 #: A map, several maps (levels), or one of these per task (tasks that do not share samples).
 Representation = Tensor | Sequence[Tensor] | Mapping[str, Tensor | Sequence[Tensor]]
@@ -81,10 +81,12 @@ def task_saliency(
 def identity_views(representation: Representation) -> Representation:
     """The same values as graph nodes of their own: hand these to the heads, and the originals to deeper layers."""
     if isinstance(representation, Mapping):
-        return {task: identity_views(part) for task, part in representation.items()}
-    if isinstance(representation, Tensor):
-        return representation.view_as(representation)
-    return [level.view_as(level) for level in representation]
+        return {task: _views(part) for task, part in representation.items()}
+    return _views(representation)
+
+
+def _views(part: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    return part.view_as(part) if isinstance(part, Tensor) else [level.view_as(level) for level in part]
 
 
 def name_losses(losses: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -214,7 +216,7 @@ def check_twice_differentiable(
     """
     for task, loss in losses.items():
         stops = [get_gradient_edge(level).node for level in sources[task]]
-        head = list(_nodes([loss], stops))
+        head: list[Node] = list(_nodes([loss], stops))
         for node in head:
             if 'SyncBatchNorm' in node.name():
                 raise ValueError(_message(task, node.name()))
@@ -259,7 +261,7 @@ def _once_differentiable(node: Any) -> bool:
 
 def _nodes(outputs: Sequence[Tensor], stops: Sequence[Any]) -> Iterator[Any]:
     """The nodes of the graph of ``outputs`` down to, and without, ``stops``."""
-    pending = [get_gradient_edge(output).node for output in outputs]
+    pending: list[Node | None] = [get_gradient_edge(output).node for output in outputs]
     seen = set(stops)
     while pending:
         node = pending.pop()

@@ -74,4 +74,5 @@ class AlignedMTL(GramianAggregator):
             'median': lengths_R.median(),
             'rmse': lengths_R.square().mean().sqrt(),
         }[self.scale_mode]
-        return left_SR @ (scale / lengths_R * left_SR.sum(0))
+        weights_S: Tensor = left_SR @ (scale / lengths_R * left_SR.sum(0))
+        return weights_S

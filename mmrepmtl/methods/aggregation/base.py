@@ -5,7 +5,7 @@ one piece of them, B samples (at Z).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ class Aggregator(nn.Module):
         """
         raise NotImplementedError
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Buffers that setup makes, which a state tells as well.
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
@@ -181,5 +181,9 @@ class GramianAggregator(Aggregator):
 
 def gramian(gradients_TP: Tensor) -> Tensor:
     """The inner products (T, T) in float64, in pieces: a float64 copy of all gradients would double their memory."""
-    pieces = (piece.double() for piece in gradients_TP.split(COLUMNS, dim=1))
-    return sum(piece_TC @ piece_TC.T for piece_TC in pieces)
+    num_tasks = len(gradients_TP)
+    total_TT = gradients_TP.new_zeros(num_tasks, num_tasks, dtype=torch.float64)
+    for piece in gradients_TP.split(COLUMNS, dim=1):
+        piece_TC = piece.double()
+        total_TT += piece_TC @ piece_TC.T
+    return total_TT

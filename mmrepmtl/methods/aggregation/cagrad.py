@@ -102,11 +102,14 @@ def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: fl
     return inside_S  # the ball is larger than what all tasks can gain: the nearest of the best
 
 
-def _value_at_radius(cosines_SS, norms_S, products_S, support_S: Tensor, radius: float) -> float:
+def _value_at_radius(
+    cosines_SS: Tensor, norms_S: Tensor, products_S: Tensor, support_S: Tensor, radius: float
+) -> float:
     """The value v at which the nearest d with <g_t, d> = v, for the tasks of a support, is at a distance from g_0."""
     if not support_S.any():
         return -torch.inf
     right_S2 = torch.stack([1 / norms_S[support_S], products_S[support_S]], 1)
     gram_22 = right_S2.T @ torch.linalg.solve(cosines_SS[support_S][:, support_S], right_S2)
     a, b, d = float(gram_22[0, 0]), float(gram_22[0, 1]), float(gram_22[1, 1]) - radius**2
-    return (b + max(b * b - a * d, 0.0) ** 0.5) / a
+    root: float = max(b * b - a * d, 0.0) ** 0.5
+    return (b + root) / a

@@ -52,6 +52,8 @@ class GradNorm(GramianAggregator):
 
     loss_transform = 'own'
     weights_heads_by_default = True
+    weights_T: Tensor | None
+    initial_T: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class GradNorm(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), of sum T over the tasks that have a gradient, and makes one step of their state."""
         self.setup(len(gramian_TT))
+        assert self.weights_T is not None and self.initial_T is not None
         present_T = present_tasks(gramian_TT)
         used_T = torch.zeros_like(gramian_TT[0])
         if not present_T.any():

@@ -49,6 +49,8 @@ class GradVac(GramianAggregator):
         state='target cosines (T x T)',
     )
 
+    targets_TT: Tensor | None
+
     def __init__(
         self,
         level: Literal['parameter', 'representation'] = 'parameter',
@@ -71,6 +73,7 @@ class GradVac(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the coefficients (T,) of the original gradients in the sum of the changed ones."""
         self.setup(len(gramian_TT))
+        assert self.targets_TT is not None
         num_tasks, present_T = len(gramian_TT), present_tasks(gramian_TT)
         orders = [torch.randperm(num_tasks, generator=self.generator).tolist() for _ in range(num_tasks)]
         present = present_T.nonzero().flatten().tolist()

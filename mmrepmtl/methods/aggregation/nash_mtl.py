@@ -51,6 +51,8 @@ class NashMTL(GramianAggregator):
     )
 
     weights_heads_by_default = True
+    step: Tensor
+    bargain_T: Tensor | None
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class NashMTL(GramianAggregator):
         if len(present_T) == 1:
             self._unclipped_T = present_T.to(gramian_TT)
             return self._unclipped_T.clone()
+        assert self.bargain_T is not None
         used_T = self.bargain_T.cpu().clone()
         new_T = present_T & (used_T == 0)
         due = int(self.step) % self.update_weights_every == 0 or bool(new_T.any())
@@ -88,8 +91,8 @@ class NashMTL(GramianAggregator):
         stationary = False
         if present_T.any() and due:
             solved_S = _bargain(gramian_TT[present_T][:, present_T])
-            stationary = solved_S is None
-            if stationary:
+            if solved_S is None:
+                stationary = True
                 used_T[new_T] = 1 / gramian_TT.diagonal()[new_T].sqrt()
             else:
                 used_T[present_T] = solved_S
@@ -101,7 +104,10 @@ class NashMTL(GramianAggregator):
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
         """The weights before clipping."""
-        return self._unclipped_T.to(weights_T) if self.weight_heads and weights_T is not None else None
+        if not self.weight_heads or weights_T is None:
+            return None
+        assert self._unclipped_T is not None  # weights_T came with it
+        return self._unclipped_T.to(weights_T)
 
 
 def _bargain(gramian_SS: Tensor) -> Tensor | None:

@@ -1,4 +1,8 @@
-"""SDMGrad. Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters."""
+"""SDMGrad.
+
+Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters, C columns of one
+piece of them.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -63,6 +67,7 @@ class SDMGrad(Aggregator):
 
     levels = ('parameter',)
     num_batches = 3
+    simplex_T: Tensor | None
 
     def __init__(
         self,
@@ -101,6 +106,7 @@ class SDMGrad(Aggregator):
             raise ValueError(f'SDMGrad: needs the gradients of three batches (3, T, P), got {tuple(gradients.shape)}')
         first, second, last = gradients if gradients.dim() == 3 else [gradients] * 3
         self.setup(len(last))
+        assert self.simplex_T is not None
         weights_T = self.simplex_T.cpu().clone()
         norms_2T = torch.stack([row_norms(first), row_norms(second)]).cpu()
         learning_T = (norms_2T > 0).all(0)
@@ -136,4 +142,7 @@ class SDMGrad(Aggregator):
 def _products(first_TP: Tensor, second_TP: Tensor) -> Tensor:
     """Inner products (T, T) in float64, in pieces as the Gramian's."""
     pairs = zip(first_TP.split(COLUMNS, dim=1), second_TP.split(COLUMNS, dim=1), strict=True)
-    return sum(a.double() @ b.double().T for a, b in pairs)
+    total_TT = first_TP.new_zeros(len(first_TP), len(second_TP), dtype=torch.float64)
+    for first_TC, second_TC in pairs:
+        total_TT += first_TC.double() @ second_TC.double().T
+    return total_TT

@@ -96,14 +96,16 @@ class TorchJD(GramianAggregator):
         """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state.cpu())
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Makes torchjd's buffers before they are loaded: it has none until the first step, and refuses its own."""
-        if self.keeps_state:
+        from torchjd import Stateful
+
+        if isinstance(self.solver, Stateful):
             self.solver.reset()
             saved = [value for key, value in state_dict.items() if key.startswith(f'{prefix}solver.') and value.dim()]
             if saved:
                 _prime(self.solver, len(saved[0]))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -118,7 +120,8 @@ def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = Non
     if weighting not in known:
         there = f'torchjd {version("torchjd")} has no Gramian weighting {weighting!r}; there are {", ".join(known)}'
         raise ValueError(f'TorchJD: {there}')
-    return _build(f'TorchJD: {weighting}', known[weighting], arguments or {})
+    solver: nn.Module = _build(f'TorchJD: {weighting}', known[weighting], arguments or {})
+    return solver
 
 
 def solve_with_torchjd(
@@ -145,7 +148,7 @@ def solve_with_torchjd(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.set_rng_state(generator.get_state())
         try:
-            weights_S = solver.cpu()(gramian_SS)
+            weights_S: Tensor = solver.cpu()(gramian_SS)
         except Exception as error:  # solvers have errors of their own kinds
             raise ValueError(f'TorchJD: {name} of {num_tasks} tasks with a gradient: {error}') from error
         generator.set_state(torch.get_rng_state())

@@ -41,6 +41,8 @@ class DWA(EpochWeighting):
     )
 
     loss_transform = 'own'
+    latest_T: Tensor
+    before_T: Tensor
 
     def __init__(self, temperature: float = 2.0, interval: int | None = None) -> None:
         if not temperature > 0:

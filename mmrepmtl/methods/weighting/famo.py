@@ -48,6 +48,11 @@ class FAMO(HistoryWeighting):
 
     loss_transform = 'own'
     second_look = True
+    logits_T: Tensor
+    moment_T: Tensor
+    square_T: Tensor
+    updates_T: Tensor
+    before_T: Tensor
 
     _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's usual
 

@@ -53,6 +53,8 @@ class GO4Align(HistoryWeighting):
     )
 
     loss_transform = 'own'
+    log_share_T: Tensor
+    unit: Tensor
 
     def __init__(self, num_groups: int = 2, beta: float = 1e-4, loss_unit: float | None = None) -> None:
         if num_groups < 1:
@@ -110,7 +112,8 @@ def group_means(values_N: Tensor, groups_N: Tensor) -> Tensor:
         groups_N: Index of each value's group, (N,).
     """
     same_NN = (groups_N[:, None] == groups_N).to(values_N)
-    return same_NN @ values_N / same_NN.sum(1)
+    means_N: Tensor = same_NN @ values_N / same_NN.sum(1)
+    return means_N
 
 
 def kmeans_groups(values_N: Tensor, num_groups: int) -> Tensor:

@@ -3,6 +3,9 @@
 Dimensions: T tasks.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,7 +38,7 @@ class LazyWeighting(Weighting):
     #: Name of a parameter or buffer of shape (T,).
     sized_by: str
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         entry = state_dict.get(prefix + self.sized_by)
         if entry is not None and len(entry):
             self.setup(len(entry))
@@ -52,6 +55,8 @@ class HistoryWeighting(LazyWeighting):
     """
 
     sized_by = 'window_sum_T'
+    window_sum_T: Tensor
+    window_count_T: Tensor
 
     def __init__(self, **initial_T: float) -> None:
         super().__init__()
@@ -118,6 +123,9 @@ class EpochWeighting(HistoryWeighting):
         ValueError: If ``interval`` is less than 1.
     """
 
+    epoch_sum_T: Tensor
+    epoch_count_T: Tensor
+
     def __init__(self, interval: int | None, **initial_T: float) -> None:
         if interval is not None and interval < 1:
             raise ValueError(f'{type(self).__name__}: interval must be at least 1 step or None, got {interval!r}')
@@ -146,10 +154,10 @@ class EpochWeighting(HistoryWeighting):
         """Takes an epoch's mean losses; arguments as in :meth:`close_step`. ``epoch_count`` is the epoch's index."""
         raise NotImplementedError
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """The counts of steps and epochs, for ``state_dict()``."""
         return dict(step_count=self.step_count, epoch_count=self.epoch_count)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         self.step_count, self.epoch_count = state['step_count'], state['epoch_count']

@@ -1,5 +1,8 @@
 """IGBv2. Dimensions: T tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,6 +69,8 @@ class IGBv2(EpochWeighting):
     )
 
     loss_transform = 'own'
+    base_T: Tensor
+    latest_T: Tensor
 
     BASE_EPOCH, BATCH_SIZE = 1, 256
 
@@ -125,6 +130,7 @@ class IGBv2(EpochWeighting):
     def _choose(self, losses_T: Tensor) -> Tensor:
         if self.epoch_count < self.random_epochs:
             return len(losses_T) * torch.randn(len(losses_T), generator=self.generator).softmax(0)
+        assert self.agent is not None  # setup has made it
         return self.agent.act(self._state(losses_T))
 
     def _state(self, losses_T: Tensor) -> Tensor:
@@ -136,6 +142,7 @@ class IGBv2(EpochWeighting):
         action_T, self.action_T = self.action_T, None
         if not seen_T.any():
             return
+        assert self.agent is not None and action_T is not None  # forward has made both
         now_T = torch.where(seen_T, means_T, self.latest_T)
         gains_T = (self.latest_T - now_T) / self.base_T
         gains = gains_T[seen_T & ~gains_T.isnan()]
@@ -154,7 +161,7 @@ class IGBv2(EpochWeighting):
         if self.epoch_count >= self.BASE_EPOCH:
             self.base_T = torch.where(self.base_T.isnan() & seen_T, means_T, self.base_T)
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """Counts, random state, pending actions and the agent, for ``state_dict()``."""
         return dict(
             super().get_extra_state(),
@@ -166,7 +173,7 @@ class IGBv2(EpochWeighting):
             agent=None if self.agent is None else self.agent.state_dict(),
         )
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         super().set_extra_state(state)
         self.total_steps = state['total_steps']
@@ -177,6 +184,8 @@ class IGBv2(EpochWeighting):
         undrawn = state.get('undrawn')
         self._undrawn = None if undrawn is None else undrawn.cpu()
         if state['agent'] is not None:
+            if self.agent is None:  # without the buffers of T numbers, which call setup
+                raise ValueError('IGBv2: the state has an agent but no window_sum_T; load a whole checkpoint')
             self.agent.load_state_dict(state['agent'])
 
 

@@ -1,5 +1,8 @@
 """RLW. Dimensions: T tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,12 +60,12 @@ class RLW(Weighting):
             self.generator.set_state(self._undrawn)
             self.draw_T = None
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """The generator's states and the draw of an unfinished step, for ``state_dict()``."""
         undrawn = None if self.draw_T is None else self._undrawn
         return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=undrawn)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state['generator'].cpu())
         self.draw_T = None if state['draw_T'] is None else state['draw_T'].cpu()

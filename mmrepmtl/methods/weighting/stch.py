@@ -47,6 +47,7 @@ class STCH(EpochWeighting):
     )
 
     loss_transform = 'own'
+    nadir_T: Tensor
 
     def __init__(self, mu: float = 1.0, warmup_epochs: int = 4, interval: int | None = None) -> None:
         if not mu > 0:
