@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrepmtl.methods.facts import Facts
 from mmrepmtl.methods.saliency import Representation
 
 
@@ -61,6 +62,8 @@ class Regularizer(nn.Module):
     name: str = 'regularizer'
     #: Names of the diagnostics that are logged in each iteration. The others come every ``diagnostics_interval``.
     always_logged: tuple[str, ...] = ()
+    #: Cells of the tables in docs/methods.md; None for a penalty that is in no table.
+    facts: Facts | None = None
 
     @property
     def needs_positive_losses(self) -> bool:

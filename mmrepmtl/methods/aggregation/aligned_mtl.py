@@ -46,6 +46,14 @@ class AlignedMTL(GramianAggregator):
             r'$w = \sqrt{s} V \Lambda^{-1/2} V^{\top} 1$, $G = V \Lambda V^{\top}$, $s$ the smallest '
             'eigenvalue: principal components at one length'
         ),
+        convention=(
+            "the sum (paper's code; torchjd: mean); dependent gradients are found by their cosines, whose eigenvalues "
+            "below 1e-12 of the largest count as 0 (paper's code: those of the Gramian below T times float32's "
+            'rounding, which removes a task whose gradient is 2000 times smaller)'
+        ),
+        unlabelled='no part of the problem',
+        step='that of `ew`',
+        heads="as the paper's code by default",
     )
 
     def __init__(

@@ -45,6 +45,12 @@ class CAGrad(GramianAggregator):
             r'$\max_d \min_t \langle g_t, d \rangle$ with $\lVert d - g_0 \rVert \leq c \lVert g_0 \rVert$, '
             '$g_0$ the mean'
         ),
+        convention=(
+            "times T and over 1 + c², as the code of the paper's experiments (Algorithm 1 and torchjd: neither; "
+            'LibMTL: the latter); `rescale=False` leaves the division out'
+        ),
+        unlabelled='no part of the problem, of T or of the mean',
+        step='(1 + c) / (1 + c²) of that of `ew`: 1.2 times with c = 0.4',
     )
 
     def __init__(

@@ -30,6 +30,11 @@ class DualProj(GramianAggregator):
     facts = Facts(
         paper='Lopez-Paz and Ranzato (GEM), NeurIPS 2017, Eq. 11; as in arXiv 2406.16232',
         rule='the mean of the $g_t$ projected onto the vectors that conflict with no gradient',
+        convention=(
+            "the mean (torchjd), so 1/T of the step of `ew` without conflicts; exact, without torchjd's regularisation"
+        ),
+        unlabelled='no part of the problem or of the mean',
+        step='1/T of that of `ew`',
     )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:

@@ -43,6 +43,13 @@ class FairGrad(GramianAggregator):
     facts = Facts(
         paper='Ban and Ji, ICML 2024, Eq. 4',
         rule=r'$G w = w^{-1/\alpha}$',
+        convention=(
+            "alpha 2 and clipping to norm 1 (`max_norm`), as the paper's code; not times T (that code does; the paper "
+            'and LibMTL do not); no solution: result 0'
+        ),
+        unlabelled='no part of the problem; the only one left has the weight of the equation and is clipped',
+        step='norm 1 at most',
+        heads="as the paper's code; LibMTL weighs the losses",
     )
 
     solves_last = True

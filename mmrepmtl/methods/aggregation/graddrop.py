@@ -51,6 +51,14 @@ class GradDrop(Aggregator):
             r'per position the gradients of one sign are kept; the positive ones with probability $(1 + \sum_t '
             r'g_t / \sum_t \lvert g_t \rvert) / 2$'
         ),
+        convention=(
+            'at Z, as the paper: signs times the sign of Z, summed over the global batch, one draw for all samples; '
+            "where that sum is 0 the task passes; no rescaling (authors' code). At parameters without Z, per element, "
+            'as in public comparisons'
+        ),
+        unlabelled='no share in the purity, adds nothing',
+        step='that of `ew`',
+        reduced='at Z sums over the batch',
     )
 
     has_weights = False

@@ -47,7 +47,15 @@ class GradNorm(GramianAggregator):
             r'$w$ descends $\sum_t \lvert G_t - \bar G r_t^{\alpha} \rvert$, $G_t = w_t \lVert g_t \rVert$, '
             r'$\bar G$ their mean, $r_t$ the relative $L_t / L_t(0)$'
         ),
+        convention=(
+            'descends in log w with the gradient over mean(G): no negative weights, no scale (paper: in w); gradients '
+            'of all shared parameters or of Z (paper: of the last shared layer); L(0) of the first batch with the '
+            'task (LibMTL: mean of an epoch)'
+        ),
+        unlabelled='weights sum to the number of the others; its w stays',
+        step='that of `ew`',
         state='w, L(0) (T each)',
+        reduced='losses',
     )
 
     loss_transform = 'own'

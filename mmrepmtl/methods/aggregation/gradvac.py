@@ -46,6 +46,12 @@ class GradVac(GramianAggregator):
     facts = Facts(
         paper='Wang et al., Gradient Vaccine, ICLR 2021, Eq. 2-4, Algorithm 1',
         rule='the cosine of each pair is raised to its moving average; summed',
+        convention=(
+            'targets move for every pair (paper), not only where the cosine is below (LibMTL: targets can only fall); '
+            'beta 0.01 (LibMTL, torchjd: 0.5); whole-model cosines'
+        ),
+        unlabelled='out of all pairs, its targets stay',
+        step='that of `ew`',
         state='target cosines (T x T)',
     )
 

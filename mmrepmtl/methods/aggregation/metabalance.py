@@ -41,6 +41,12 @@ class MetaBalance(LayerwiseAggregator):
     facts = Facts(
         paper='He et al., WWW 2022, Algorithm 1',
         rule=r'per layer $g_t \leftarrow g_t (r m_{\mathrm{target}} / m_t + 1 - r)$, $m$ moving norms; summed',
+        convention=(
+            'moving norms divided by 1 - beta^k, so that a missing task is no error; the target is the first task, '
+            "relax 0.7 (authors' code)"
+        ),
+        unlabelled='norms stay, adds nothing; as target it still sets the norm',
+        step='that of `ew`',
         state='norms, counts (T x layers)',
     )
 

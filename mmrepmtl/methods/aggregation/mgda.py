@@ -40,6 +40,14 @@ class MGDA(GramianAggregator):
     facts = Facts(
         paper='Désidéri 2012; Sener and Koltun, NeurIPS 2018, Eq. 3, and MGDA-UB at Z',
         rule=r'$\min_w \lVert \sum_t w_t g_t \rVert$ over the simplex',
+        convention=(
+            "exact, not Frank-Wolfe; weights sum to 1 (paper; Nash-MTL's code multiplies by T); with `normalization` "
+            "weights of the divided gradients are applied to the gradients (paper's code; LibMTL combines the divided "
+            'ones)'
+        ),
+        unlabelled='no part of the problem',
+        step='1/T of that of `ew`',
+        heads='as Algorithm 2; its code weighs the losses',
     )
 
     def __init__(

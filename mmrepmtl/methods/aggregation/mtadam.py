@@ -58,7 +58,14 @@ class MTAdam(LayerwiseAggregator):
             r"$\sum_t m_t / \max_s \sqrt{v_s}$, $m_t$ and $v_t$ Adam's moments of $g_t$ at the first task's "
             'norm in each layer'
         ),
+        convention=(
+            "eps relative to the anchor's first gradient, so that units do not matter; the step does not pass through "
+            'Adam again, weight decay is decoupled, `clip_grad` is refused'
+        ),
+        unlabelled='keeps moments, norms and count; no part of the maximum',
+        step='in units of the learning rate, like Adam',
         state='2 T copies (moments), norms (T x layers), anchors',
+        heads="the run's optimizer",
     )
 
     levels = ('parameter',)

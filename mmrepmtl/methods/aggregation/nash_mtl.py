@@ -47,7 +47,18 @@ class NashMTL(GramianAggregator):
     facts = Facts(
         paper='Navon et al., ICML 2022, Claim 3.1, Algorithm 1',
         rule='$G w = 1 / w$',
+        convention=(
+            'the equation has no scale: a result of norm sqrt(T) for losses of any unit, clipped to norm 1 '
+            "(`max_norm`) as in the paper's code; Newton's method to the end, not a linearised problem whose failure "
+            'goes unnoticed; no solution: result 0'
+        ),
+        unlabelled=(
+            'out of the bargain, keeps its last weight for its return; a bargain is made at once for one that was in '
+            'none; the only one left has weight 1 / ‖g‖ and is clipped'
+        ),
+        step='norm 1',
         state='last bargain (T), count of steps',
+        heads="without the clipping, as in the paper's code",
     )
 
     weights_heads_by_default = True

@@ -33,6 +33,9 @@ class PCGrad(GramianAggregator):
     facts = Facts(
         paper='Yu et al., Gradient Surgery, NeurIPS 2020, Algorithm 1',
         rule='each $g_t$ projected onto the normal plane of those that it conflicts with, in random order; summed',
+        convention='the sum, as in the algorithm',
+        unlabelled='conflicts with nothing, adds nothing',
+        step='that of `ew`',
     )
 
     def __init__(

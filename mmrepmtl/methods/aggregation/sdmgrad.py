@@ -62,7 +62,24 @@ class SDMGrad(Aggregator):
             r'$\min_w \lVert \sum_t w_t g_t + \lambda g_0 \rVert$ over the simplex by SGD with two batches; '
             'the step with the third'
         ),
+        convention=(
+            "three independent batches (paper; in its code the three buffers are one); products over the gradients' "
+            "norms, so that lr has no unit; the weights' steps are lr 10 (paper's code) or 1 over the products' "
+            'spectral norm, whichever is smaller: steps of 10 jump between the vertices of the simplex, and rounding '
+            'chooses among them (5 tasks: one process and two differ by 100 %, with these bounds by 1e-7); times T '
+            "(paper's code; LibMTL and torchjd: not); clipping is the trainer's"
+        ),
+        unlabelled=(
+            'its w moves only with gradients in both of the first batches; the step is over the tasks in the third, w '
+            'scaled to sum to 1'
+        ),
+        step='that of `ew`',
         state='w (T)',
+        heads='of all three batches',
+        accumulation=(
+            '`accumulative_counts` is a multiple of 3, and batch i takes the micro-batches i, i + 3, ...; a last '
+            'window that is too short repeats the first'
+        ),
     )
 
     levels = ('parameter',)

@@ -37,6 +37,14 @@ class DWA(EpochWeighting):
     facts = Facts(
         paper='Liu et al., End-to-End Multi-Task Learning with Attention, CVPR 2019',
         rule=r'$\sum_t w_t L_t$, $w = T \mathrm{softmax}(r / 2)$, $r_t = L_t(e-1) / L_t(e-2)$',
+        convention=(
+            "epochs, and weights of sum T (paper, its code, LibMTL); Nash-MTL's code compares the last 25 iterations "
+            'with the 25 before and divides by T'
+        ),
+        unlabelled=(
+            'left out; T counts the others; its r is that of the last two epochs in which it was labelled, else 1'
+        ),
+        step='that of `ew`',
         state='mean losses of this epoch and of the two before',
     )
 

@@ -49,7 +49,15 @@ class GO4Align(HistoryWeighting):
             r'$w_t$ is the mean over the group of $t$ of $p_t \sum_k L_k / L_t$; $p_t \leftarrow p_t '
             r'\exp(-\beta L_t / u) / Z$; groups by k-means'
         ),
+        convention=(
+            "exponents in units of the first step's mean loss (public code: 1, here `loss_unit=1.0`); exact k-means, "
+            "there Lloyd's from random points"
+        ),
+        unlabelled='left out; the others share what they had of p, its own stays',
+        step='that of `ew`',
         state='log p (T), u',
+        equal_parts=False,
+        accumulation='p moves by mean losses',
     )
 
     loss_transform = 'own'

@@ -64,8 +64,16 @@ class IGBv2(EpochWeighting):
             r'$\sum_t w_t \log L_t$; a soft actor-critic chooses $w$, its reward is the smallest relative fall '
             'of a loss'
         ),
+        convention=(
+            'the agent sees L / L_base, for losses of any unit (public code: L); rewards are not divided by the decay '
+            'of the learning rate, which a weighting does not know'
+        ),
+        unlabelled='weight 0, the others are scaled to sum to their number; it stands in the state with its last loss',
+        step='in units of log losses',
         state='agent, its optimizers, 10,000 transitions, base losses of an epoch',
         work='small networks on the CPU',
+        equal_parts=False,
+        accumulation='one action for the window; state and reward are of mean losses',
     )
 
     loss_transform = 'own'

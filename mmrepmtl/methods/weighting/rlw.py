@@ -30,7 +30,13 @@ class RLW(Weighting):
     facts = Facts(
         paper='Lin et al., TMLR 2022, Algorithm 2',
         rule=r'$\sum_t w_t L_t$, $w = \mathrm{softmax}(x)$, $x_t \sim N(0, 1)$ drawn anew in each step',
+        convention=(
+            "weights sum to 1 (paper, LibMTL, Nash-MTL's code), so 1/T of the step of `ew`; IGB's code multiplies by T"
+        ),
+        unlabelled='left out of the softmax; as many numbers are drawn',
+        step='1/T of that of `ew`',
         state='the draw of an unfinished step',
+        accumulation='one draw for the window',
     )
 
     def __init__(self, seed: int = 0) -> None:
