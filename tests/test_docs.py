@@ -168,10 +168,13 @@ def first_words(file: Path) -> list[str]:
 
 
 #: Rooms whose comments are not mended yet.
-LATER = ('engine', 'methods')
+LATER = ('engine',)
+#: This file is rewritten elsewhere just now; the exception goes with that.
+LATER_FILE = 'methods/rep_mtl.py'
 
 
 @pytest.mark.parametrize('folder', ['mmrepmtl', 'tools', 'configs', 'projects'])
 def test_comments_and_docstrings_begin_with_their_subject(folder):
     files = [file for file in (ROOT / folder).rglob('*.py') if file.relative_to(ROOT).parts[1] not in LATER]
+    files = [file for file in files if not file.as_posix().endswith(LATER_FILE)]
     assert files and not [line for file in files for line in first_words(file)]

@@ -104,7 +104,7 @@ class Ranks:
 
 
 def _product_settings() -> Iterator[tuple[Any, str, Any]]:
-    """(module, attribute, exact value) of each switch that now lets float32 products lose digits."""
+    """Lists each switch that now lets float32 products lose digits: (module, attribute, exact value)."""
     for backend in (torch.backends.cuda, torch.backends.mkldnn):
         matmul = getattr(backend, 'matmul', None)
         if matmul is None:

@@ -188,7 +188,7 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
         raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}')
     if num_prefix_tokens:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} needs layout='NLC', got {layout!r}")
-    # B x N x C is said by 'NLC'; read as NHWC or NCHW it may be a mistake that no error would show.
+    # 'NLC' says B x N x C; reading that as NHWC or NCHW may be a mistake that no error would show.
     if gradient.dim() not in (2, 4):
         raise ValueError(
             f'layout {layout!r} expects a map with 4 dimensions or B x C, got shape '
@@ -208,7 +208,7 @@ def check_twice_differentiable(
     """Differentiates the saliencies once more, to find a head that cannot be, and to say which.
 
     Without it the error would come out of the final backward without a name, or, for an ``autograd.Function`` that
-    hides its second derivative, not at all. What it cannot see is such a function between operations that can be
+    hides its second derivative, not at all. It cannot see such a function between operations that can be
     differentiated.
 
     Raises:
@@ -233,7 +233,7 @@ def check_twice_differentiable(
                     f'the saliency of task {task!r} is cut off from the graph by {sorted(set(hidden))}: '
                     'make its backward differentiable, or replace the operation'
                 )
-            continue  # A piecewise linear head without weights: its saliency is a constant indeed.
+            continue  # The saliency of a piecewise linear head without weights is a constant indeed.
         # With the weights among the inputs every node of the double backward runs, also those that do not lead to Z.
         leaves = [node.variable for node in _nodes(dependent, stops) if node.name().endswith('AccumulateGrad')]
         with torch.autocast(loss.device.type, enabled=False), _explain(task):
@@ -249,7 +249,7 @@ def check_twice_differentiable(
 def _once_differentiable(node: Any) -> bool:
     """Whether ``node`` is of an ``autograd.Function`` whose backward is wrapped by ``once_differentiable``.
 
-    Where the gradient that arrives there is a constant (that of a mean), torch cuts the graph without an error.
+    Torch cuts the graph without an error where the gradient that arrives there is a constant (that of a mean).
     """
     function = getattr(getattr(type(node), '_forward_cls', None), 'backward', None)
     while function is not None:

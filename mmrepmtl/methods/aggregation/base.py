@@ -24,15 +24,14 @@ class Aggregator(nn.Module):
     Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner
     products of the gradients derives from :class:`GramianAggregator`; at representation level the trainer then reduces
     a T x T matrix only. Its random state, if any, is equal on all ranks. Everything that a resumed run needs is in
-    ``state_dict()``. What it needs of the trainer it declares in the class attributes below; the trainer asks and knows
-    no method by name.
+    ``state_dict()``. The class attributes below declare what it needs of the trainer, which knows no method by name.
 
     A row that is exactly zero is that of a task without a label in the batch (or without a gradient): no method may
     divide by its norm, and each documents what it does with it.
 
     Args:
-        level: Where the gradients are taken: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z,
-            the encoder is then traversed once).
+        level: The place of the gradients: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z, the
+            encoder is then traversed once).
         weight_heads: Whether the weight of a task also multiplies the gradient of its own head, as if the method had
             weighted the losses; False leaves the heads unweighted. None is the convention of the method.
     """
@@ -107,8 +106,8 @@ class Aggregator(nn.Module):
         """The factor (T,) of the gradient of each task's own head, given the result of the same step; None: all 1.
 
         Args:
-            weights_T: What :meth:`forward` returned; None also where the encoder is frozen, so that nothing was
-                combined.
+            weights_T: The weights that :meth:`forward` returned; None also where the encoder is frozen, so that nothing
+                was combined.
             losses_T: As in :meth:`forward`.
         """
         return weights_T if self.weight_heads else None
@@ -129,7 +128,7 @@ class Aggregator(nn.Module):
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Buffers that setup makes, which a state tells as well.
+        # The state tells the shapes of the buffers that setup would make.
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is None and saved is not None:

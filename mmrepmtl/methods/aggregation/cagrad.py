@@ -24,13 +24,13 @@ class CAGrad(GramianAggregator):
     the paper's experiments (``torchjd`` and Algorithm 1 of the paper do neither, LibMTL only the latter). Parallel
     gradients therefore give ``(1 + c) / (1 + c^2)`` times their sum. Heads are unweighted.
 
-    Where zero is a convex combination of the gradients (the point is Pareto-stationary) the maximum may be reached by
-    several d; the nearest one to g_0 is taken. Tasks without a gradient are left out, also of T and of the mean; a
-    task that is the only one has weight 1. Combined once per accumulation window at parameter level, per micro-batch
-    at representation level.
+    Several d may reach the maximum where zero is a convex combination of the gradients (the point is
+    Pareto-stationary); the nearest one to g_0 is taken. Tasks without a gradient are left out, also of T and of the
+    mean; a task that is the only one has weight 1. Combined once per accumulation window at parameter level, per
+    micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         c: Radius relative to the mean gradient; 0 is equal weighting, the paper has [0, 1) and 0.4 on NYUv2.
         rescale: Whether to divide by ``1 + c^2``.

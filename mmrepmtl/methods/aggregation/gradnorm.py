@@ -32,7 +32,7 @@ class GradNorm(GramianAggregator):
     level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         alpha: Strength of the pull to a common training rate; 1.5 is the paper's for NYUv2.
         lr: Learning rate of the weights (0.025 in the paper).

@@ -34,10 +34,10 @@ class GradVac(GramianAggregator):
     window at parameter level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         beta: Rate of the moving averages, in [0, 1]; LibMTL and ``torchjd`` have 0.5.
-        seed: Of the random orders; the same on all ranks.
+        seed: Seed of the random orders; the same on all ranks.
 
     Raises:
         ValueError: For a ``beta`` outside [0, 1].

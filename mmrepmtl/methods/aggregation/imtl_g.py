@@ -30,7 +30,7 @@ class IMTLG(GramianAggregator):
     experiments, have them at the parameters.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
     """
 

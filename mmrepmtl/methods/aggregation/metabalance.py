@@ -29,8 +29,8 @@ class MetaBalance(LayerwiseAggregator):
         target: Index of the target task; 0, the first loss, in the authors' code.
         relax: ``r`` in [0, 1]: 0 leaves the gradients as they are, 1 makes the norms equal; 0.7 in the authors' code.
         beta: Decay of the averages.
-        strategy: Which auxiliary gradients are scaled, by their average: ``'both'`` kinds, as in the authors' code, or
-            only larger ones (``'reduce'``) or smaller ones (``'enlarge'``) than the target's; the paper's three.
+        strategy: The auxiliary gradients that are scaled, by their average: ``'both'`` kinds, as in the authors' code,
+            or only larger ones (``'reduce'``) or smaller ones (``'enlarge'``) than the target's; the paper's three.
         level: As in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`; the factors differ from layer to layer, so True is refused.
 

@@ -23,14 +23,14 @@ class MGDA(GramianAggregator):
     ``normalization`` the weights are those of the gradients divided by a number of each task, and are applied to the
     gradients as they are, as in the paper's code (LibMTL combines the divided ones).
 
-    Where a convex combination is zero the result is zero: the point is Pareto-stationary. Then, and with equal
+    The result is zero where a convex combination is zero: the point is Pareto-stationary. Then, and with equal
     gradients, the weights are not unique and the combination is. Tasks without a gradient are left out. Combined once
     per accumulation window at parameter level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        normalization: What the gradients are divided by: ``'none'`` (paper), their norm (``'l2'``), the loss
+        normalization: Divisor of the gradients: ``'none'`` (paper), their norm (``'l2'``), the loss
             (``'loss'``) or both (``'loss+'``).
 
     Raises:

@@ -29,8 +29,8 @@ class MTAdam(LayerwiseAggregator):
 
     The anchor of a layer is the first task that has had a gradient there. Moments are kept in units of the layer's
     first anchor gradient (its root mean square), and ``eps`` is relative to that: losses of 1e-6 and of 1e6 train
-    alike, and a float32 square cannot vanish. Where an earlier task appears later, and takes the anchor over, the
-    unit follows.
+    alike, and a float32 square cannot vanish. If an earlier task appears later, and takes the anchor over, the unit
+    follows.
 
     A gradient that belongs to no task (of penalties) joins the balanced gradient of the first task of the batch,
     which has the anchor's scale: its strength relative to the anchor's loss is the one that was asked for. It is no

@@ -26,15 +26,15 @@ class NashMTL(GramianAggregator):
     heads are weighted by default, without the clipping, which is of the shared parameters. With T = 1 it is plain
     training: weight 1, no clipping.
 
-    Where zero is a convex combination of the gradients (the point is Pareto-stationary, which the paper excludes) there
-    is no solution: the result is zero, and heads keep the last weights (``1 / |g|`` of a task that has none so far). A
+    There is no solution where zero is a convex combination of the gradients (the point is Pareto-stationary, which the
+    paper excludes): the result is zero, and heads keep the last weights (``1 / |g|`` of a task that has none so far). A
     task without a gradient is left out of the bargain and keeps its last weight; it counts again in the next bargain
     that it has a gradient in. A task that was in no bargain so far is not waited for: its first step is one. The only
     task with a gradient has ``a = 1 / |g|``, as the equation says. Combined once per accumulation window at parameter
     level (so that ``update_weights_every`` counts optimizer steps), per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         update_weights_every: Steps for which the weights of one bargain are used, counted from the first step.
         max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include

@@ -22,9 +22,9 @@ class PCGrad(GramianAggregator):
     at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        seed: Of the random orders; the same on all ranks.
+        seed: Seed of the random orders; the same on all ranks.
 
     Raises:
         ImportError: If torchjd is not installed.

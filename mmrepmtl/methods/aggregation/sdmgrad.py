@@ -45,7 +45,7 @@ class SDMGrad(Aggregator):
     weight 1. At parameter level only: Z is another one for each batch. Combined once per accumulation window.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         lambda_: Weight of the mean gradient's direction; 0.3 in the paper's experiments.
         n_iter: SGD steps for the weights (20 in the paper's code).
@@ -113,7 +113,7 @@ class SDMGrad(Aggregator):
         """Combines the gradients.
 
         Args:
-            gradients: Of three independent batches, (3, T, P), or of one for all roles, (T, P).
+            gradients: Gradients of three independent batches, (3, T, P), or of one for all roles, (T, P).
             losses_T: Not read.
 
         Returns:

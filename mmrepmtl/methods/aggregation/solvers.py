@@ -1,8 +1,8 @@
 """The small problems in the Gramian of the task gradients, solved exactly in float64.
 
 All of them are solved in the cosines of the gradients, so that neither the common scale of the losses nor tasks of very
-different norms cost precision. What is left is the angle: gradients that cancel to below 1e-6 of their norms cannot be
-told from ones that cancel, since the Gramian holds squares; they count as cancelling.
+different norms cost precision. The angle remains: gradients that cancel to below 1e-6 of their norms cannot be told
+from ones that cancel, since the Gramian holds squares; they count as cancelling.
 
 Dimensions: T tasks, S the subset of them that has a gradient (or is on the support of a solution).
 """
@@ -20,7 +20,7 @@ NOISE = 1e-13
 
 
 def present_tasks(gramian_TT: Tensor) -> Tensor:
-    """Which tasks have a gradient, (T,) bool; the others are unlabelled and in no problem.
+    """The tasks that have a gradient, (T,) bool; the others are unlabelled and in no problem.
 
     Raises:
         ValueError: If the Gramian (T, T) is not finite.

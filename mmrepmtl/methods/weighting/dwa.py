@@ -27,7 +27,7 @@ class DWA(EpochWeighting):
     is 1.
 
     Args:
-        temperature: Of the softmax; the higher, the more equal the weights.
+        temperature: Temperature of the softmax; the higher, the more equal the weights.
         interval: Number of optimizer steps that count as an epoch; None: the trainer's epochs.
 
     Raises:

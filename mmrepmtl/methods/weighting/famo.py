@@ -92,7 +92,7 @@ class FAMO(HistoryWeighting):
         """Updates the task logits; without a step since the last call it does nothing.
 
         Args:
-            losses_T: Of the same batch after the step, (T,).
+            losses_T: Losses of the same batch after the step, (T,).
             labelled_T: As in :meth:`forward`.
 
         Raises:

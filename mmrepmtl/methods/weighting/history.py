@@ -13,7 +13,7 @@ from .base import Weighting
 
 
 def labelled_mask(losses_T: Tensor, labelled_T: Tensor | None) -> Tensor:
-    """Which tasks are labelled, (T,) bool, where None stands for all."""
+    """The tasks that are labelled, (T,) bool, where None stands for all."""
     return torch.ones_like(losses_T, dtype=torch.bool) if labelled_T is None else labelled_T
 
 
@@ -76,7 +76,7 @@ class HistoryWeighting(LazyWeighting):
 
         Args:
             losses_T: (T,).
-            mask_T: Which tasks are labelled, (T,) bool.
+            mask_T: The tasks that are labelled, (T,) bool.
             advance: As in :meth:`Weighting.forward`.
         """
         self.window_sum_T += torch.where(mask_T, losses_T.detach(), 0)
@@ -94,7 +94,7 @@ class HistoryWeighting(LazyWeighting):
             self._take('window')
 
     def _take(self, what: str) -> tuple[Tensor, Tensor]:
-        """The means (T,) since the last call, and which tasks have one, (T,) bool."""
+        """The means (T,) since the last call, and the tasks that have one, (T,) bool."""
         sum_T, count_T = getattr(self, f'{what}_sum_T'), getattr(self, f'{what}_count_T')
         means_T, seen_T = sum_T / count_T.clamp(min=1), count_T > 0
         sum_T.zero_()
@@ -106,7 +106,7 @@ class HistoryWeighting(LazyWeighting):
 
         Args:
             means_T: Mean loss of each task over the step's micro-batches, (T,).
-            seen_T: Which tasks were labelled in any of them, (T,) bool; the mean of the others means nothing.
+            seen_T: The tasks that were labelled in any of them, (T,) bool; the mean of the others means nothing.
         """
         raise NotImplementedError
 

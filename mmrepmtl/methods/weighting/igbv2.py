@@ -52,7 +52,7 @@ class IGBv2(EpochWeighting):
         learn_after: Number of epochs before the agent learns.
         update_every: Number of optimizer steps between its updates.
         interval: Number of optimizer steps that count as an epoch; None: the trainer's epochs.
-        seed: Of all random numbers; the same on all ranks.
+        seed: Seed of all random numbers; the same on all ranks.
 
     Raises:
         ValueError: If ``buffer_size``, ``update_every`` or ``interval`` is less than 1.

@@ -24,7 +24,7 @@ class RLW(Weighting):
     the labelled ones, and as many numbers are drawn as ever.
 
     Args:
-        seed: Of the draws; the same on all ranks.
+        seed: Seed of the draws; the same on all ranks.
     """
 
     facts = Facts(

@@ -30,9 +30,9 @@ class SoftActorCritic:
         lr: Adam's learning rate, of actor, critics and temperature.
         buffer_size: Number of transitions remembered.
         hidden: Widths of the two hidden layers.
-        discount: Of future rewards.
+        discount: Discount of future rewards.
         polyak: Share of the critics that the target critics take in each update.
-        temperature: That of the entropy at the start.
+        temperature: Weight of the entropy at the start.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class SoftActorCritic:
         return [p.detach() for network in networks for p in network] + list(self.memory.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """All of its state but the generator's, as tensors, numbers, lists and dicts."""
+        """The whole state but the generator's, as tensors, numbers, lists and dicts."""
         return dict(
             tensors=[tensor.clone() for tensor in self._tensors()],
             optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
