@@ -32,9 +32,10 @@ def _timeout(group: Any) -> timedelta | None:
     """The bound of a group's collectives; None if this version of torch does not tell."""
     device = torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
     try:
-        return group._get_backend(device).options._timeout
+        timeout: timedelta | None = group._get_backend(device).options._timeout
     except (AttributeError, RuntimeError):  # another version of torch, or a group of another kind of device
         return None
+    return timeout
 
 
 class Ranks:
@@ -103,14 +104,16 @@ class Ranks:
 
 
 def _product_settings() -> Iterator[tuple[Any, str, Any]]:
-    """(module, attribute, exact value) of each switch that now lets float32 products lose digits."""
+    """Lists each switch that now lets float32 products lose digits: (module, attribute, exact value)."""
     for backend in (torch.backends.cuda, torch.backends.mkldnn):
         matmul = getattr(backend, 'matmul', None)
+        if matmul is None:
+            continue
         # torch before 2.9 has allow_tf32 only, and later versions refuse to read it once the two were mixed.
         if hasattr(matmul, 'fp32_precision'):
             if matmul.fp32_precision not in ('ieee', 'none'):
                 yield matmul, 'fp32_precision', 'ieee'
-        elif matmul is not None and matmul.allow_tf32:
+        elif matmul.allow_tf32:
             yield matmul, 'allow_tf32', False
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmrepmtl.methods.collectives import Ranks, full_precision
 
@@ -130,17 +130,18 @@ class _Gram(torch.autograd.Function):
     """A^T A of each matrix (B, C, K) in full precision, in the backward too."""
 
     @staticmethod
-    def forward(ctx, matrix_BCK: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, matrix_BCK: Tensor) -> Tensor:
         ctx.save_for_backward(matrix_BCK)
         with full_precision(matrix_BCK.device.type):
             return matrix_BCK.mT @ matrix_BCK
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_BKK: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient_BKK: Tensor) -> Tensor:
         (matrix_BCK,) = ctx.saved_tensors
         with full_precision(matrix_BCK.device.type):
-            return matrix_BCK @ (gradient_BKK + gradient_BKK.mT)
+            gradient_BCK: Tensor = matrix_BCK @ (gradient_BKK + gradient_BKK.mT)
+        return gradient_BCK
 
 
 class _Moments(torch.autograd.Function):
@@ -155,7 +156,7 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, saliency_TBCN: Tensor, scale_TB: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: FunctionCtx, saliency_TBCN: Tensor, scale_TB: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Computes the products of the class docstring, one small Gramian at a time."""
         C, N = saliency_TBCN.shape[2:]
         anchor_BCT = saliency_TBCN.mean(3).permute(1, 2, 0) / scale_TB.amax(0)[:, None, None]
@@ -173,7 +174,9 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, anchor_grad_BCT: Tensor, projection_grad_TB: Tensor, square_grad_TB: Tensor, _: Tensor):
+    def backward(
+        ctx: Any, anchor_grad_BCT: Tensor, projection_grad_TB: Tensor, square_grad_TB: Tensor, _: Tensor
+    ) -> tuple[Tensor, None]:
         """The gradient of the saliency; the Gramians are computed again rather than kept."""
         saliency_TBCN, scale_TB, anchor_BCT = ctx.saved_tensors
         N = saliency_TBCN.shape[3]

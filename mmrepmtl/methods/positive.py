@@ -14,10 +14,10 @@ def check_positive(method: nn.Module, losses_T: Tensor, mask_T: Tensor, why: str
     """Raises ValueError with the method's and the task's name if a loss of a task in the mask is not positive.
 
     Args:
-        method: Whose loss it is.
+        method: The method that the loss belongs to.
         losses_T: (T,).
-        mask_T: Which tasks are looked at, (T,) bool.
-        why: How the reason begins; "positive losses" follows.
+        mask_T: The tasks that are looked at, (T,) bool.
+        why: Beginning of the reason; "positive losses" follows.
     """
     bad = (~(losses_T > 0) & ~torch.isnan(losses_T) & mask_T).nonzero()
     if not len(bad):

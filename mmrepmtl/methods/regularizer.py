@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmrepmtl.methods.facts import Facts
+from mmrepmtl.methods.saliency import Representation
+
 
 @dataclass(frozen=True, eq=False)
 class RegularizerContext:
-    """What a regulariser is told about the step that it is called in.
+    """The facts about a step that a regulariser is told.
 
     The defaults are those of a plain training loop. :class:`~mmrepmtl.engine.MultiTaskOptimWrapper` fills all fields.
 
@@ -17,8 +20,8 @@ class RegularizerContext:
         scale: Gradient scaler's scale (float16), else 1. A regulariser multiplies the losses by it before it
             differentiates them at Z, so that small gradients do not vanish, and divides its result by it. It does not
             multiply its terms: the trainer scales the whole objective.
-        backward_scale: What the final backward multiplies the objective by beyond ``scale``: 1 / micro-batches of the
-            accumulation window. The terms do not hold it; it is for what hooks measure during that backward.
+        backward_scale: Factor of the objective in the final backward beyond ``scale``: 1 / micro-batches of the
+            accumulation window. The terms do not hold it. Hooks that measure during that backward need it.
         task_weights: (T,) derivative of the objective by each of the losses that the regulariser is given, in their
             order; None in a loop that does not tell.
         slices: {task: its rows of Z} where one tensor holds the samples of tasks that do not share them, else None.
@@ -48,8 +51,8 @@ PLAIN = RegularizerContext()
 class Regularizer(nn.Module):
     """Base of penalties on the shared representation, added to the objective after weighting and aggregation.
 
-    A subclass has to define :meth:`forward`. All else has a default. What has to survive a resume are buffers and
-    parameters, which ``state_dict()`` holds.
+    A subclass has to define :meth:`forward`. All else has a default. State that has to survive a resume belongs into
+    buffers and parameters, which ``state_dict()`` holds.
 
     With several processes the *mean over ranks* of the terms and of their gradients is the term of the whole batch, as
     is the convention of DistributedDataParallel. A mean over this process's samples is right as it is.
@@ -59,6 +62,8 @@ class Regularizer(nn.Module):
     name: str = 'regularizer'
     #: Names of the diagnostics that are logged in each iteration. The others come every ``diagnostics_interval``.
     always_logged: tuple[str, ...] = ()
+    #: Cells of the tables in docs/methods.md; None for a penalty that is in no table.
+    facts: Facts | None = None
 
     @property
     def needs_positive_losses(self) -> bool:
@@ -66,7 +71,7 @@ class Regularizer(nn.Module):
         return False
 
     def forward(
-        self, losses: Mapping[str, Tensor], representation, context: RegularizerContext = PLAIN
+        self, losses: Mapping[str, Tensor], representation: Representation, context: RegularizerContext = PLAIN
     ) -> dict[str, Tensor]:
         """Computes the penalty.
 
@@ -78,7 +83,7 @@ class Regularizer(nn.Module):
                 values are means over ranks, their gradients this rank's.
             representation: The shared representation that the losses were computed from: a tensor, a list of them
                 (several levels) or {task: tensor} (tasks that do not share samples).
-            context: What else is known about this step.
+            context: The other facts about this step.
 
         Returns:
             {name: scalar term}, already multiplied by the weights of the penalty, never by ``context.scale``.
@@ -99,7 +104,7 @@ class Regularizer(nn.Module):
         return {}
 
     def shown_state(self) -> dict[str, Any]:
-        """What :attr:`diagnostics` are made of, tensors on the CPU, for a checkpoint between two measurements.
+        """The values behind :attr:`diagnostics`, tensors on the CPU, for a checkpoint between two measurements.
 
         Only a regulariser that leaves out steps needs it: the log of a resumed run then equals an uninterrupted one.
         """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmrepmtl.methods.collectives import Ranks, full_precision
 from mmrepmtl.methods.csa import align, as_positions, cross_task_saliency_alignment
+from mmrepmtl.methods.facts import Facts, Term
 from mmrepmtl.methods.gradient_ratio import combine_tasks, record_at_backward, squared_norms
 from mmrepmtl.methods.regularizer import PLAIN, Regularizer, RegularizerContext
 from mmrepmtl.methods.rep_mtl_checks import Watch, check_arguments
@@ -72,6 +73,24 @@ class RepMTL(Regularizer):
     Raises:
         ValueError: An argument out of its range.
     """
+
+    facts = Facts(
+        paper='arXiv 2507.21049, ICCV 2025, Eq. 3-10',
+        rule='',
+        convention=(
+            'temperature 1, saliency of log losses, negatives of all ranks: arguments of `RepMTL`, whose docstring '
+            'says where the paper is silent'
+        ),
+        unlabelled='left out of the penalty',
+        step='in units of log losses',
+        state='count of steps',
+        equal_parts=False,
+        accumulation='`interval` and `warmup_iters` count steps',
+        terms=dict(
+            lambda_tsr=Term(r'L_{\mathrm{tsr}}'),
+            lambda_csa=Term(r'L_{\mathrm{csa}}', accumulation='negatives of its own', reduced='anchors are gathered'),
+        ),
+    )
 
     name = 'rep_mtl'
     always_logged = ('tsr', 'csa')

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
 #: A map, several maps (levels), or one of these per task (tasks that do not share samples).
 Representation = Tensor | Sequence[Tensor] | Mapping[str, Tensor | Sequence[Tensor]]
@@ -81,10 +81,12 @@ def task_saliency(
 def identity_views(representation: Representation) -> Representation:
     """The same values as graph nodes of their own: hand these to the heads, and the originals to deeper layers."""
     if isinstance(representation, Mapping):
-        return {task: identity_views(part) for task, part in representation.items()}
-    if isinstance(representation, Tensor):
-        return representation.view_as(representation)
-    return [level.view_as(level) for level in representation]
+        return {task: _views(part) for task, part in representation.items()}
+    return _views(representation)
+
+
+def _views(part: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    return part.view_as(part) if isinstance(part, Tensor) else [level.view_as(level) for level in part]
 
 
 def name_losses(losses: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -186,7 +188,7 @@ def _channels_second(gradient: Tensor, layout: str, num_prefix_tokens: int) -> T
         raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}')
     if num_prefix_tokens:
         raise ValueError(f"num_prefix_tokens={num_prefix_tokens} needs layout='NLC', got {layout!r}")
-    # B x N x C is said by 'NLC'; read as NHWC or NCHW it may be a mistake that no error would show.
+    # 'NLC' says B x N x C; reading that as NHWC or NCHW may be a mistake that no error would show.
     if gradient.dim() not in (2, 4):
         raise ValueError(
             f'layout {layout!r} expects a map with 4 dimensions or B x C, got shape '
@@ -206,7 +208,7 @@ def check_twice_differentiable(
     """Differentiates the saliencies once more, to find a head that cannot be, and to say which.
 
     Without it the error would come out of the final backward without a name, or, for an ``autograd.Function`` that
-    hides its second derivative, not at all. What it cannot see is such a function between operations that can be
+    hides its second derivative, not at all. It cannot see such a function between operations that can be
     differentiated.
 
     Raises:
@@ -214,7 +216,7 @@ def check_twice_differentiable(
     """
     for task, loss in losses.items():
         stops = [get_gradient_edge(level).node for level in sources[task]]
-        head = list(_nodes([loss], stops))
+        head: list[Node] = list(_nodes([loss], stops))
         for node in head:
             if 'SyncBatchNorm' in node.name():
                 raise ValueError(_message(task, node.name()))
@@ -231,7 +233,7 @@ def check_twice_differentiable(
                     f'the saliency of task {task!r} is cut off from the graph by {sorted(set(hidden))}: '
                     'make its backward differentiable, or replace the operation'
                 )
-            continue  # A piecewise linear head without weights: its saliency is a constant indeed.
+            continue  # The saliency of a piecewise linear head without weights is a constant indeed.
         # With the weights among the inputs every node of the double backward runs, also those that do not lead to Z.
         leaves = [node.variable for node in _nodes(dependent, stops) if node.name().endswith('AccumulateGrad')]
         with torch.autocast(loss.device.type, enabled=False), _explain(task):
@@ -247,7 +249,7 @@ def check_twice_differentiable(
 def _once_differentiable(node: Any) -> bool:
     """Whether ``node`` is of an ``autograd.Function`` whose backward is wrapped by ``once_differentiable``.
 
-    Where the gradient that arrives there is a constant (that of a mean), torch cuts the graph without an error.
+    Torch cuts the graph without an error where the gradient that arrives there is a constant (that of a mean).
     """
     function = getattr(getattr(type(node), '_forward_cls', None), 'backward', None)
     while function is not None:
@@ -259,7 +261,7 @@ def _once_differentiable(node: Any) -> bool:
 
 def _nodes(outputs: Sequence[Tensor], stops: Sequence[Any]) -> Iterator[Any]:
     """The nodes of the graph of ``outputs`` down to, and without, ``stops``."""
-    pending = [get_gradient_edge(output).node for output in outputs]
+    pending: list[Node | None] = [get_gradient_edge(output).node for output in outputs]
     seen = set(stops)
     while pending:
         node = pending.pop()

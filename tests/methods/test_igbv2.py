@@ -160,3 +160,14 @@ def test_igbv2_refusals():
     for kwargs in (dict(buffer_size=0), dict(update_every=0)):
         with pytest.raises(ValueError, match='IGBv2: buffer_size and update_every must be at least 1'):
             IGBv2(**kwargs)
+
+
+def test_igbv2_refuses_the_state_of_an_agent_without_the_tasks_that_it_is_for():
+    trained = igb()
+    weights(trained, LOSSES)
+    state = {key: value for key, value in trained.state_dict().items() if not key.endswith('_T')}
+    with pytest.raises(ValueError, match='IGBv2: the state has an agent but no window_sum_T'):
+        igb().load_state_dict(state, strict=False)
+    whole = igb()
+    whole.load_state_dict(trained.state_dict())
+    assert torch.equal(whole.agent.actor[0], trained.agent.actor[0])

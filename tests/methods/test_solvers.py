@@ -46,7 +46,7 @@ def test_absent_tasks_are_no_part_of_a_problem():
 @pytest.mark.parametrize('present, expected', [([0, 1, 0], [0, 1, 0]), ([0, 0, 0], [0, 0, 0])])
 def test_one_task_or_none_needs_no_solution(present, expected):
     gradients = normal(3, 5) * torch.tensor(present)[:, None]
-    assert solvers.on_present_tasks(None, gradients @ gradients.T).tolist() == expected
+    assert solvers.on_present_tasks(None, gradients @ gradients.T, torch.ones(3)).tolist() == expected
 
 
 def test_the_only_one_of_several_is_a_problem_where_its_weight_has_a_unit():
@@ -55,10 +55,10 @@ def test_the_only_one_of_several_is_a_problem_where_its_weight_has_a_unit():
 
     gradients = 3 * torch.eye(3, dtype=torch.float64)
     gradients[[0, 2]] = 0
-    found = solvers.on_present_tasks(solve, gradients @ gradients.T, solve_last=True)
+    found = solvers.on_present_tasks(solve, gradients @ gradients.T, torch.ones(3), solve_last=True)
     assert torch.allclose(found, torch.tensor([0, 1 / 9, 0], dtype=torch.float64))
     gramian = torch.full((1, 1), 9.0, dtype=torch.float64)
-    assert solvers.on_present_tasks(solve, gramian, solve_last=True).tolist() == [1]  # plain training
+    assert solvers.on_present_tasks(solve, gramian, torch.ones(1), solve_last=True).tolist() == [1]  # plain training
 
 
 def test_a_gramian_that_is_not_finite_is_refused():

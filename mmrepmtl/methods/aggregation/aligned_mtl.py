@@ -19,21 +19,20 @@ class AlignedMTL(GramianAggregator):
     "Independent Component Alignment for Multi-Task Learning", CVPR 2023, Algorithm 1.
 
     Scale: the aligned gradients are summed, as in the paper's code (``torchjd`` averages them). Heads are unweighted
-    (``scale_decoder_grad=False`` in the paper's code). Which gradients are linearly dependent is asked of the unit
-    gradients: eigenvalues of their cosines below 1e-12 of the largest count as zero (an angle below 2e-6 as none),
-    whatever the norms. The paper's code cuts the Gramian's at T times the float32 rounding (4e-7 for three tasks),
-    which removes a task whose gradient is 2000 times smaller than another, and ``torchjd`` at T times the float64
-    rounding, which takes the rounding of dependent gradients for a smallest eigenvalue and nearly stops training. L and
-    V come from a singular value decomposition of what is left; a component below its rounding (tasks 1e15 apart) is
-    left out.
+    (``scale_decoder_grad=False`` in the paper's code). The unit gradients tell which ones are linearly dependent:
+    eigenvalues of their cosines below 1e-12 of the largest count as zero (an angle below 2e-6 as none), whatever the
+    norms. The paper's code cuts the Gramian's at T times the float32 rounding (4e-7 for three tasks), which removes a
+    task whose gradient is 2000 times smaller than another, and ``torchjd`` at T times the float64 rounding, which takes
+    the rounding of dependent gradients for a smallest eigenvalue and nearly stops training. L and V come from a
+    singular value decomposition of what is left; a component below its rounding (tasks 1e15 apart) is left out.
 
     Tasks without a gradient are left out. Combined once per accumulation window at parameter level, per micro-batch
     at representation level (the paper's Aligned-MTL-UB).
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        scale_mode: What the common norm is: that of the smallest (``'min'``, paper), median or root mean square
+        scale_mode: The common norm: that of the smallest (``'min'``, paper), median or root mean square
             principal component.
 
     Raises:
@@ -46,6 +45,14 @@ class AlignedMTL(GramianAggregator):
             r'$w = \sqrt{s} V \Lambda^{-1/2} V^{\top} 1$, $G = V \Lambda V^{\top}$, $s$ the smallest '
             'eigenvalue: principal components at one length'
         ),
+        convention=(
+            "the sum (paper's code; torchjd: mean); dependent gradients are found by their cosines, whose eigenvalues "
+            "below 1e-12 of the largest count as 0 (paper's code: those of the Gramian below T times float32's "
+            'rounding, which removes a task whose gradient is 2000 times smaller)'
+        ),
+        unlabelled='no part of the problem',
+        step='that of `ew`',
+        heads="as the paper's code by default",
     )
 
     def __init__(
@@ -74,4 +81,5 @@ class AlignedMTL(GramianAggregator):
             'median': lengths_R.median(),
             'rmse': lengths_R.square().mean().sqrt(),
         }[self.scale_mode]
-        return left_SR @ (scale / lengths_R * left_SR.sum(0))
+        weights_S: Tensor = left_SR @ (scale / lengths_R * left_SR.sum(0))
+        return weights_S

@@ -5,7 +5,7 @@ one piece of them, B samples (at Z).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,14 @@ class Aggregator(nn.Module):
     Called outside any trainer as ``aggregator(gradients_TP, losses_T)``. An aggregator that only needs the inner
     products of the gradients derives from :class:`GramianAggregator`; at representation level the trainer then reduces
     a T x T matrix only. Its random state, if any, is equal on all ranks. Everything that a resumed run needs is in
-    ``state_dict()``. What it needs of the trainer it declares in the class attributes below; the trainer asks and knows
-    no method by name.
+    ``state_dict()``. The class attributes below declare what it needs of the trainer, which knows no method by name.
 
     A row that is exactly zero is that of a task without a label in the batch (or without a gradient): no method may
     divide by its norm, and each documents what it does with it.
 
     Args:
-        level: Where the gradients are taken: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z,
-            the encoder is then traversed once).
+        level: The place of the gradients: ``'parameter'`` (of the shared parameters) or ``'representation'`` (at Z, the
+            encoder is then traversed once).
         weight_heads: Whether the weight of a task also multiplies the gradient of its own head, as if the method had
             weighted the losses; False leaves the heads unweighted. None is the convention of the method.
     """
@@ -107,8 +106,8 @@ class Aggregator(nn.Module):
         """The factor (T,) of the gradient of each task's own head, given the result of the same step; None: all 1.
 
         Args:
-            weights_T: What :meth:`forward` returned; None also where the encoder is frozen, so that nothing was
-                combined.
+            weights_T: The weights that :meth:`forward` returned; None also where the encoder is frozen, so that nothing
+                was combined.
             losses_T: As in :meth:`forward`.
         """
         return weights_T if self.weight_heads else None
@@ -128,8 +127,8 @@ class Aggregator(nn.Module):
         """
         raise NotImplementedError
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # Buffers that setup makes, which a state tells as well.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The state tells the shapes of the buffers that setup would make.
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is None and saved is not None:
@@ -181,5 +180,9 @@ class GramianAggregator(Aggregator):
 
 def gramian(gradients_TP: Tensor) -> Tensor:
     """The inner products (T, T) in float64, in pieces: a float64 copy of all gradients would double their memory."""
-    pieces = (piece.double() for piece in gradients_TP.split(COLUMNS, dim=1))
-    return sum(piece_TC @ piece_TC.T for piece_TC in pieces)
+    num_tasks = len(gradients_TP)
+    total_TT = gradients_TP.new_zeros(num_tasks, num_tasks, dtype=torch.float64)
+    for piece in gradients_TP.split(COLUMNS, dim=1):
+        piece_TC = piece.double()
+        total_TT += piece_TC @ piece_TC.T
+    return total_TT

@@ -24,13 +24,13 @@ class CAGrad(GramianAggregator):
     the paper's experiments (``torchjd`` and Algorithm 1 of the paper do neither, LibMTL only the latter). Parallel
     gradients therefore give ``(1 + c) / (1 + c^2)`` times their sum. Heads are unweighted.
 
-    Where zero is a convex combination of the gradients (the point is Pareto-stationary) the maximum may be reached by
-    several d; the nearest one to g_0 is taken. Tasks without a gradient are left out, also of T and of the mean; a
-    task that is the only one has weight 1. Combined once per accumulation window at parameter level, per micro-batch
-    at representation level.
+    Several d may reach the maximum where zero is a convex combination of the gradients (the point is
+    Pareto-stationary); the nearest one to g_0 is taken. Tasks without a gradient are left out, also of T and of the
+    mean; a task that is the only one has weight 1. Combined once per accumulation window at parameter level, per
+    micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         c: Radius relative to the mean gradient; 0 is equal weighting, the paper has [0, 1) and 0.4 on NYUv2.
         rescale: Whether to divide by ``1 + c^2``.
@@ -45,6 +45,12 @@ class CAGrad(GramianAggregator):
             r'$\max_d \min_t \langle g_t, d \rangle$ with $\lVert d - g_0 \rVert \leq c \lVert g_0 \rVert$, '
             '$g_0$ the mean'
         ),
+        convention=(
+            "times T and over 1 + c², as the code of the paper's experiments (Algorithm 1 and torchjd: neither; "
+            'LibMTL: the latter); `rescale=False` leaves the division out'
+        ),
+        unlabelled='no part of the problem, of T or of the mean',
+        step='(1 + c) / (1 + c²) of that of `ew`: 1.2 times with c = 0.4',
     )
 
     def __init__(
@@ -102,11 +108,14 @@ def _worst_case_shift(cosines_SS: Tensor, norms_S: Tensor, mean_S: Tensor, c: fl
     return inside_S  # the ball is larger than what all tasks can gain: the nearest of the best
 
 
-def _value_at_radius(cosines_SS, norms_S, products_S, support_S: Tensor, radius: float) -> float:
+def _value_at_radius(
+    cosines_SS: Tensor, norms_S: Tensor, products_S: Tensor, support_S: Tensor, radius: float
+) -> float:
     """The value v at which the nearest d with <g_t, d> = v, for the tasks of a support, is at a distance from g_0."""
     if not support_S.any():
         return -torch.inf
     right_S2 = torch.stack([1 / norms_S[support_S], products_S[support_S]], 1)
     gram_22 = right_S2.T @ torch.linalg.solve(cosines_SS[support_S][:, support_S], right_S2)
     a, b, d = float(gram_22[0, 0]), float(gram_22[0, 1]), float(gram_22[1, 1]) - radius**2
-    return (b + max(b * b - a * d, 0.0) ** 0.5) / a
+    root: float = max(b * b - a * d, 0.0) ** 0.5
+    return (b + root) / a

@@ -24,7 +24,7 @@ class ConFIG(GramianAggregator):
     at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
     """
 
@@ -34,6 +34,9 @@ class ConFIG(GramianAggregator):
             r'$d \propto \sum_t z_t g_t / \lVert g_t \rVert$, $C z = 1$: the direction of equal cosine to all '
             'gradients, as long as the sum of their projections onto it'
         ),
+        convention='without momentum; least squares where gradients are dependent, 0 where there is no direction',
+        unlabelled='no part of the problem',
+        step='that of `ew`',
     )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:

@@ -49,7 +49,15 @@ class DBMTL(StatefulAggregator):
             r'$\max_s \lVert u_s \rVert \sum_t u_t / \lVert u_t \rVert$, $u_t$ the moving average of $\nabla '
             r'\log L_t$'
         ),
+        convention=(
+            'average over the weight that it has gathered, so that the first step has its full size (public code: 1 - '
+            'beta = 0.1 of it); directions are the same'
+        ),
+        unlabelled='average and count stay; no part of the maximum, adds nothing',
+        step='in units of log losses',
         state='T copies (averages), counts',
+        heads='1 / L_t, as in the algorithm',
+        reduced='losses',
     )
 
     levels = ('parameter',)

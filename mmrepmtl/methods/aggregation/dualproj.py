@@ -23,13 +23,18 @@ class DualProj(GramianAggregator):
     per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
     """
 
     facts = Facts(
         paper='Lopez-Paz and Ranzato (GEM), NeurIPS 2017, Eq. 11; as in arXiv 2406.16232',
         rule='the mean of the $g_t$ projected onto the vectors that conflict with no gradient',
+        convention=(
+            "the mean (torchjd), so 1/T of the step of `ew` without conflicts; exact, without torchjd's regularisation"
+        ),
+        unlabelled='no part of the problem or of the mean',
+        step='1/T of that of `ew`',
     )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:

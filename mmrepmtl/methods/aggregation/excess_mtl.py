@@ -45,6 +45,15 @@ class ExcessMTL(StatefulAggregator):
             r'$w_t \leftarrow w_t \exp(\eta e_t / e_t^{\mathrm{first}})$, $e_t = \sum_p g_{tp}^2 / '
             r'\sqrt{h_{tp}}$, $h_t$ the sum of all $g_t^2$'
         ),
+        convention=(
+            'weights sum to T (public code; paper: 1), so that the first step is `ew`; no epsilon, so that units do '
+            'not matter'
+        ),
+        unlabelled=(
+            'h and its weight stay; the weights sum to T with its share in them, and its first labelled step sets its '
+            'reference'
+        ),
+        step='that of `ew`',
         state='T copies (sqrt h), weights',
     )
 

@@ -24,13 +24,13 @@ class FairGrad(GramianAggregator):
     Heads are unweighted (paper's code; LibMTL weighs the losses). With T = 1 it is plain training: weight 1, no
     clipping.
 
-    Where zero is a convex combination of the gradients (the point is Pareto-stationary) there is no solution: the
+    There is no solution where zero is a convex combination of the gradients (the point is Pareto-stationary): the
     result and the weights are zero. Tasks without a gradient are left out; the only one left has the weight of the
     equation, ``|g|^(-2 alpha / (1 + alpha))``, and is clipped, so that its step has no other unit than that of several.
     Combined once per accumulation window at parameter level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         alpha: In [0.5, 20]; 2 is the paper's code for QM9 (its class has 1, which is Nash-MTL).
         max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include
@@ -43,6 +43,13 @@ class FairGrad(GramianAggregator):
     facts = Facts(
         paper='Ban and Ji, ICML 2024, Eq. 4',
         rule=r'$G w = w^{-1/\alpha}$',
+        convention=(
+            "alpha 2 and clipping to norm 1 (`max_norm`), as the paper's code; not times T (that code does; the paper "
+            'and LibMTL do not); no solution: result 0'
+        ),
+        unlabelled='no part of the problem; the only one left has the weight of the equation and is clipped',
+        step='norm 1 at most',
+        heads="as the paper's code; LibMTL weighs the losses",
     )
 
     solves_last = True

@@ -24,12 +24,12 @@ class GradDrop(Aggregator):
     2`` and ``U`` uniform in [0, 1), a coordinate keeps its positive gradients if ``U < P`` and its negative ones
     otherwise; what is not kept is multiplied by ``leak``. The result is the sum over tasks; the heads are unweighted.
 
-    At representation level, the paper's and the default, the gradients of a sample are first multiplied by the sign
-    of Z and summed over the global batch; purity and signs are those of these sums, with one ``U`` per feature
-    position, so that a task's gradient at a position is kept or dropped for all samples alike. Where the sum of a
-    task is exactly 0 (Z is 0 in every sample) it has no sign and passes, as in the authors' code; the formula as
-    printed would stop an encoder whose output starts at 0. With accumulation every micro-batch is drawn for itself.
-    The authors' rescaling of the result by its norm is not in the paper and not done here.
+    At representation level, the paper's and the default, the gradients of a sample are first multiplied by the sign of
+    Z and summed over the global batch; purity and signs are those of these sums, with one ``U`` per feature position,
+    so that a task's gradient at a position is kept or dropped for all samples alike. A task whose sum is exactly 0 (Z
+    is 0 in every sample) has no sign and passes, as in the authors' code; the formula as printed would stop an encoder
+    whose output starts at 0. With accumulation every micro-batch is drawn for itself. The authors' rescaling of the
+    result by its norm is not in the paper and not done here.
 
     At parameter level the same is done per element of the combined gradient, without Z, once per accumulation window,
     as parts of the public comparisons do. An unlabelled task has a zero gradient: it has no share in the purity and
@@ -37,9 +37,9 @@ class GradDrop(Aggregator):
 
     Args:
         leak: Share of the dropped gradients that is let through, in [0, 1]; 0 in the paper, 1 is the plain sum.
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`; there are no weights, so True is refused.
-        seed: Of the draws; the same on all ranks.
+        seed: Seed of the draws; the same on all ranks.
 
     Raises:
         ValueError: If ``leak`` is outside [0, 1].
@@ -51,6 +51,14 @@ class GradDrop(Aggregator):
             r'per position the gradients of one sign are kept; the positive ones with probability $(1 + \sum_t '
             r'g_t / \sum_t \lvert g_t \rvert) / 2$'
         ),
+        convention=(
+            'at Z, as the paper: signs times the sign of Z, summed over the global batch, one draw for all samples; '
+            "where that sum is 0 the task passes; no rescaling (authors' code). At parameters without Z, per element, "
+            'as in public comparisons'
+        ),
+        unlabelled='no share in the purity, adds nothing',
+        step='that of `ew`',
+        reduced='at Z sums over the batch',
     )
 
     has_weights = False

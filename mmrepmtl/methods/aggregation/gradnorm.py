@@ -32,7 +32,7 @@ class GradNorm(GramianAggregator):
     level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         alpha: Strength of the pull to a common training rate; 1.5 is the paper's for NYUv2.
         lr: Learning rate of the weights (0.025 in the paper).
@@ -47,11 +47,21 @@ class GradNorm(GramianAggregator):
             r'$w$ descends $\sum_t \lvert G_t - \bar G r_t^{\alpha} \rvert$, $G_t = w_t \lVert g_t \rVert$, '
             r'$\bar G$ their mean, $r_t$ the relative $L_t / L_t(0)$'
         ),
+        convention=(
+            'descends in log w with the gradient over mean(G): no negative weights, no scale (paper: in w); gradients '
+            'of all shared parameters or of Z (paper: of the last shared layer); L(0) of the first batch with the '
+            'task (LibMTL: mean of an epoch)'
+        ),
+        unlabelled='weights sum to the number of the others; its w stays',
+        step='that of `ew`',
         state='w, L(0) (T each)',
+        reduced='losses',
     )
 
     loss_transform = 'own'
     weights_heads_by_default = True
+    weights_T: Tensor | None
+    initial_T: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +86,7 @@ class GradNorm(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the weights (T,), of sum T over the tasks that have a gradient, and makes one step of their state."""
         self.setup(len(gramian_TT))
+        assert self.weights_T is not None and self.initial_T is not None
         present_T = present_tasks(gramian_TT)
         used_T = torch.zeros_like(gramian_TT[0])
         if not present_T.any():

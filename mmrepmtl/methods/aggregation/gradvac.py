@@ -34,10 +34,10 @@ class GradVac(GramianAggregator):
     window at parameter level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         beta: Rate of the moving averages, in [0, 1]; LibMTL and ``torchjd`` have 0.5.
-        seed: Of the random orders; the same on all ranks.
+        seed: Seed of the random orders; the same on all ranks.
 
     Raises:
         ValueError: For a ``beta`` outside [0, 1].
@@ -46,8 +46,16 @@ class GradVac(GramianAggregator):
     facts = Facts(
         paper='Wang et al., Gradient Vaccine, ICLR 2021, Eq. 2-4, Algorithm 1',
         rule='the cosine of each pair is raised to its moving average; summed',
+        convention=(
+            'targets move for every pair (paper), not only where the cosine is below (LibMTL: targets can only fall); '
+            'beta 0.01 (LibMTL, torchjd: 0.5); whole-model cosines'
+        ),
+        unlabelled='out of all pairs, its targets stay',
+        step='that of `ew`',
         state='target cosines (T x T)',
     )
+
+    targets_TT: Tensor | None
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class GradVac(GramianAggregator):
     def weights(self, gramian_TT: Tensor, losses_T: Tensor) -> Tensor:
         """Returns the coefficients (T,) of the original gradients in the sum of the changed ones."""
         self.setup(len(gramian_TT))
+        assert self.targets_TT is not None
         num_tasks, present_T = len(gramian_TT), present_tasks(gramian_TT)
         orders = [torch.randperm(num_tasks, generator=self.generator).tolist() for _ in range(num_tasks)]
         present = present_T.nonzero().flatten().tolist()

@@ -30,13 +30,20 @@ class IMTLG(GramianAggregator):
     experiments, have them at the parameters.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
     """
 
     facts = Facts(
         paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, Eq. 4-7',
         rule=r'$w_t \propto z_t / \lVert g_t \rVert$, $C z = 1$: equal projections onto all unit gradients',
+        convention=(
+            'weights sum to 1; where their sum is negative the closed form points uphill and its sign is dropped; at '
+            "Z, as the paper (LibMTL's default and Nash-MTL's code: at the parameters)"
+        ),
+        unlabelled='no part of the problem',
+        step='1/T of that of `ew`',
+        heads="as Algorithm 1; Nash-MTL's code weighs the losses",
     )
 
     def __init__(

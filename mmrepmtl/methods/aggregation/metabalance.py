@@ -29,8 +29,8 @@ class MetaBalance(LayerwiseAggregator):
         target: Index of the target task; 0, the first loss, in the authors' code.
         relax: ``r`` in [0, 1]: 0 leaves the gradients as they are, 1 makes the norms equal; 0.7 in the authors' code.
         beta: Decay of the averages.
-        strategy: Which auxiliary gradients are scaled, by their average: ``'both'`` kinds, as in the authors' code, or
-            only larger ones (``'reduce'``) or smaller ones (``'enlarge'``) than the target's; the paper's three.
+        strategy: The auxiliary gradients that are scaled, by their average: ``'both'`` kinds, as in the authors' code,
+            or only larger ones (``'reduce'``) or smaller ones (``'enlarge'``) than the target's; the paper's three.
         level: As in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`; the factors differ from layer to layer, so True is refused.
 
@@ -41,6 +41,12 @@ class MetaBalance(LayerwiseAggregator):
     facts = Facts(
         paper='He et al., WWW 2022, Algorithm 1',
         rule=r'per layer $g_t \leftarrow g_t (r m_{\mathrm{target}} / m_t + 1 - r)$, $m$ moving norms; summed',
+        convention=(
+            'moving norms divided by 1 - beta^k, so that a missing task is no error; the target is the first task, '
+            "relax 0.7 (authors' code)"
+        ),
+        unlabelled='norms stay, adds nothing; as target it still sets the norm',
+        step='that of `ew`',
         state='norms, counts (T x layers)',
     )
 

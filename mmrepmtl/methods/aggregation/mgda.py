@@ -23,14 +23,14 @@ class MGDA(GramianAggregator):
     ``normalization`` the weights are those of the gradients divided by a number of each task, and are applied to the
     gradients as they are, as in the paper's code (LibMTL combines the divided ones).
 
-    Where a convex combination is zero the result is zero: the point is Pareto-stationary. Then, and with equal
+    The result is zero where a convex combination is zero: the point is Pareto-stationary. Then, and with equal
     gradients, the weights are not unique and the combination is. Tasks without a gradient are left out. Combined once
     per accumulation window at parameter level, per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        normalization: What the gradients are divided by: ``'none'`` (paper), their norm (``'l2'``), the loss
+        normalization: Divisor of the gradients: ``'none'`` (paper), their norm (``'l2'``), the loss
             (``'loss'``) or both (``'loss+'``).
 
     Raises:
@@ -40,6 +40,14 @@ class MGDA(GramianAggregator):
     facts = Facts(
         paper='Désidéri 2012; Sener and Koltun, NeurIPS 2018, Eq. 3, and MGDA-UB at Z',
         rule=r'$\min_w \lVert \sum_t w_t g_t \rVert$ over the simplex',
+        convention=(
+            "exact, not Frank-Wolfe; weights sum to 1 (paper; Nash-MTL's code multiplies by T); with `normalization` "
+            "weights of the divided gradients are applied to the gradients (paper's code; LibMTL combines the divided "
+            'ones)'
+        ),
+        unlabelled='no part of the problem',
+        step='1/T of that of `ew`',
+        heads='as Algorithm 2; its code weighs the losses',
     )
 
     def __init__(

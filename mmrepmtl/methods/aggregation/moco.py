@@ -51,6 +51,12 @@ class MoCo(StatefulAggregator):
     facts = Facts(
         paper='Fernando et al., ICLR 2023, Algorithm 1',
         rule=r'$\sum_t w_t y_t$; $y_t$ tracks $g_t$, $w \leftarrow \mathrm{Proj}(w - \gamma (Y Y^{\top} + \rho I) w)$',
+        convention=(
+            'y starts at the first gradient (public code: 0, small first steps); Y Yᵀ over its mean diagonal, for any '
+            'scale; projection (paper), not a softmax, and gradients as they are (LibMTL: normalised, times the loss)'
+        ),
+        unlabelled="y, w and count stay; the others' weights are scaled to sum to 1",
+        step='1/T of that of `ew`',
         state='T copies (y), w, counts',
     )
 

@@ -29,8 +29,8 @@ class MTAdam(LayerwiseAggregator):
 
     The anchor of a layer is the first task that has had a gradient there. Moments are kept in units of the layer's
     first anchor gradient (its root mean square), and ``eps`` is relative to that: losses of 1e-6 and of 1e6 train
-    alike, and a float32 square cannot vanish. Where an earlier task appears later, and takes the anchor over, the
-    unit follows.
+    alike, and a float32 square cannot vanish. If an earlier task appears later, and takes the anchor over, the unit
+    follows.
 
     A gradient that belongs to no task (of penalties) joins the balanced gradient of the first task of the batch,
     which has the anchor's scale: its strength relative to the anchor's loss is the one that was asked for. It is no
@@ -58,7 +58,14 @@ class MTAdam(LayerwiseAggregator):
             r"$\sum_t m_t / \max_s \sqrt{v_s}$, $m_t$ and $v_t$ Adam's moments of $g_t$ at the first task's "
             'norm in each layer'
         ),
+        convention=(
+            "eps relative to the anchor's first gradient, so that units do not matter; the step does not pass through "
+            'Adam again, weight decay is decoupled, `clip_grad` is refused'
+        ),
+        unlabelled='keeps moments, norms and count; no part of the maximum',
+        step='in units of the learning rate, like Adam',
         state='2 T copies (moments), norms (T x layers), anchors',
+        heads="the run's optimizer",
     )
 
     levels = ('parameter',)
@@ -96,11 +103,13 @@ class MTAdam(LayerwiseAggregator):
         sizes = self.layers(gradients_TP)
         norms_TL = layer_norms(gradients_TP, sizes)
         shape, device = gradients_TP.shape, gradients_TP.device
-        for name in ('first_TP', 'second_TP'):
-            self.state(name, shape, device, gradients_TP.dtype)
+        first_TP, second_TP = (
+            self.state(name, shape, device, gradients_TP.dtype) for name in ('first_TP', 'second_TP')
+        )
         counts_T = self.state('counts_T', shape[:1], device, torch.int64)
-        factors_TL = self._balance(norms_TL).to(gradients_TP.dtype)
-        per_unit_L = torch.where(self.unit_L > 0, 1 / self.unit_L, 0.0).to(gradients_TP.dtype)
+        factors_TL, unit_L = self._balance(norms_TL)
+        factors_TL = factors_TL.to(gradients_TP.dtype)
+        per_unit_L = torch.where(unit_L > 0, 1 / unit_L, 0.0).to(gradients_TP.dtype)
         here = labelled_tasks(norms_TL.sum(1))
         counts_T[here] += 1
         counts = counts_T.tolist()
@@ -112,12 +121,17 @@ class MTAdam(LayerwiseAggregator):
                 balanced_C = gradients_TP[t, piece] * factors_TL[t, layer]
                 if extra_P is not None and t == here[0]:
                     balanced_C.addcmul_(extra_P[piece], per_unit_L[layer])
-                self._moments(t, piece, balanced_C, counts[t], total_C, largest_C)
+                self._moments(first_TP[t, piece], second_TP[t, piece], balanced_C, counts[t], total_C, largest_C)
             total_C.div_(largest_C.sqrt_().add_(self.eps))
         return update_P, None
 
-    def _balance(self, norms_TL: Tensor) -> Tensor:
-        """Moves norms, anchors and units on; returns each task's factor ``n_anchor / n_t / unit``, 0 without a norm."""
+    def _balance(self, norms_TL: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves norms, anchors and units on.
+
+        Returns:
+            The factor of each task, ``n_anchor / n_t / unit``, 0 without a norm, (T, L), and the units (L,).
+        """
+        assert self.ends_L is not None  # made by layers()
         moving_TL = self.state('norms_TL', norms_TL.shape, norms_TL.device)
         anchor_L = self.state('anchor_L', norms_TL.shape[1:], norms_TL.device, torch.int64)
         unit_L = self.state('unit_L', norms_TL.shape[1:], norms_TL.device)
@@ -128,14 +142,13 @@ class MTAdam(LayerwiseAggregator):
         now_L = moving_TL.gather(0, anchor_L[None])[0]
         sizes_L = self.ends_L.diff(prepend=self.ends_L.new_zeros(1))
         unit_L.copy_(torch.where(unit_L > 0, unit_L * (now_L / before_L), now_L / sizes_L.double().sqrt()))
-        return torch.where(moving_TL > 0, now_L / moving_TL / unit_L, 0.0)
+        return torch.where(moving_TL > 0, now_L / moving_TL / unit_L, 0.0), unit_L
 
     def _moments(
-        self, t: int, piece: slice, balanced_C: Tensor, count: int, total_C: Tensor, largest_C: Tensor
+        self, first_C: Tensor, second_C: Tensor, balanced_C: Tensor, count: int, total_C: Tensor, largest_C: Tensor
     ) -> None:
         """Moves one task's moments on; without their bias towards 0 they join the sum and the maximum of all tasks'."""
         beta1, beta2, _ = self.betas
-        first_C, second_C = self.first_TP[t, piece], self.second_TP[t, piece]
         first_C.lerp_(balanced_C, 1 - beta1)
         second_C.mul_(beta2).addcmul_(balanced_C, balanced_C, value=1 - beta2)
         total_C.add_(first_C, alpha=1 / (1 - beta1**count))

@@ -26,15 +26,15 @@ class NashMTL(GramianAggregator):
     heads are weighted by default, without the clipping, which is of the shared parameters. With T = 1 it is plain
     training: weight 1, no clipping.
 
-    Where zero is a convex combination of the gradients (the point is Pareto-stationary, which the paper excludes) there
-    is no solution: the result is zero, and heads keep the last weights (``1 / |g|`` of a task that has none so far). A
+    There is no solution where zero is a convex combination of the gradients (the point is Pareto-stationary, which the
+    paper excludes): the result is zero, and heads keep the last weights (``1 / |g|`` of a task that has none so far). A
     task without a gradient is left out of the bargain and keeps its last weight; it counts again in the next bargain
     that it has a gradient in. A task that was in no bargain so far is not waited for: its first step is one. The only
     task with a gradient has ``a = 1 / |g|``, as the equation says. Combined once per accumulation window at parameter
     level (so that ``update_weights_every`` counts optimizer steps), per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         update_weights_every: Steps for which the weights of one bargain are used, counted from the first step.
         max_norm: Largest norm of the result (1 in the paper's code), or None. The weights that are returned include
@@ -47,10 +47,23 @@ class NashMTL(GramianAggregator):
     facts = Facts(
         paper='Navon et al., ICML 2022, Claim 3.1, Algorithm 1',
         rule='$G w = 1 / w$',
+        convention=(
+            'the equation has no scale: a result of norm sqrt(T) for losses of any unit, clipped to norm 1 '
+            "(`max_norm`) as in the paper's code; Newton's method to the end, not a linearised problem whose failure "
+            'goes unnoticed; no solution: result 0'
+        ),
+        unlabelled=(
+            'out of the bargain, keeps its last weight for its return; a bargain is made at once for one that was in '
+            'none; the only one left has weight 1 / ‖g‖ and is clipped'
+        ),
+        step='norm 1',
         state='last bargain (T), count of steps',
+        heads="without the clipping, as in the paper's code",
     )
 
     weights_heads_by_default = True
+    step: Tensor
+    bargain_T: Tensor | None
 
     def __init__(
         self,
@@ -81,6 +94,7 @@ class NashMTL(GramianAggregator):
         if len(present_T) == 1:
             self._unclipped_T = present_T.to(gramian_TT)
             return self._unclipped_T.clone()
+        assert self.bargain_T is not None
         used_T = self.bargain_T.cpu().clone()
         new_T = present_T & (used_T == 0)
         due = int(self.step) % self.update_weights_every == 0 or bool(new_T.any())
@@ -88,8 +102,8 @@ class NashMTL(GramianAggregator):
         stationary = False
         if present_T.any() and due:
             solved_S = _bargain(gramian_TT[present_T][:, present_T])
-            stationary = solved_S is None
-            if stationary:
+            if solved_S is None:
+                stationary = True
                 used_T[new_T] = 1 / gramian_TT.diagonal()[new_T].sqrt()
             else:
                 used_T[present_T] = solved_S
@@ -101,7 +115,10 @@ class NashMTL(GramianAggregator):
 
     def head_weights(self, weights_T: Tensor | None, losses_T: Tensor) -> Tensor | None:
         """The weights before clipping."""
-        return self._unclipped_T.to(weights_T) if self.weight_heads and weights_T is not None else None
+        if not self.weight_heads or weights_T is None:
+            return None
+        assert self._unclipped_T is not None  # weights_T came with it
+        return self._unclipped_T.to(weights_T)
 
 
 def _bargain(gramian_SS: Tensor) -> Tensor | None:

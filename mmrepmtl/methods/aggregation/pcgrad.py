@@ -22,9 +22,9 @@ class PCGrad(GramianAggregator):
     at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        seed: Of the random orders; the same on all ranks.
+        seed: Seed of the random orders; the same on all ranks.
 
     Raises:
         ImportError: If torchjd is not installed.
@@ -33,6 +33,9 @@ class PCGrad(GramianAggregator):
     facts = Facts(
         paper='Yu et al., Gradient Surgery, NeurIPS 2020, Algorithm 1',
         rule='each $g_t$ projected onto the normal plane of those that it conflicts with, in random order; summed',
+        convention='the sum, as in the algorithm',
+        unlabelled='conflicts with nothing, adds nothing',
+        step='that of `ew`',
     )
 
     def __init__(

@@ -1,4 +1,8 @@
-"""SDMGrad. Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters."""
+"""SDMGrad.
+
+Dimensions: T tasks, S the subset of them that has a gradient, P elements of the shared parameters, C columns of one
+piece of them.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -41,7 +45,7 @@ class SDMGrad(Aggregator):
     weight 1. At parameter level only: Z is another one for each batch. Combined once per accumulation window.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
         lambda_: Weight of the mean gradient's direction; 0.3 in the paper's experiments.
         n_iter: SGD steps for the weights (20 in the paper's code).
@@ -58,11 +62,29 @@ class SDMGrad(Aggregator):
             r'$\min_w \lVert \sum_t w_t g_t + \lambda g_0 \rVert$ over the simplex by SGD with two batches; '
             'the step with the third'
         ),
+        convention=(
+            "three independent batches (paper; in its code the three buffers are one); products over the gradients' "
+            "norms, so that lr has no unit; the weights' steps are lr 10 (paper's code) or 1 over the products' "
+            'spectral norm, whichever is smaller: steps of 10 jump between the vertices of the simplex, and rounding '
+            'chooses among them (5 tasks: one process and two differ by 100 %, with these bounds by 1e-7); times T '
+            "(paper's code; LibMTL and torchjd: not); clipping is the trainer's"
+        ),
+        unlabelled=(
+            'its w moves only with gradients in both of the first batches; the step is over the tasks in the third, w '
+            'scaled to sum to 1'
+        ),
+        step='that of `ew`',
         state='w (T)',
+        heads='of all three batches',
+        accumulation=(
+            '`accumulative_counts` is a multiple of 3, and batch i takes the micro-batches i, i + 3, ...; a last '
+            'window that is too short repeats the first'
+        ),
     )
 
     levels = ('parameter',)
     num_batches = 3
+    simplex_T: Tensor | None
 
     def __init__(
         self,
@@ -91,7 +113,7 @@ class SDMGrad(Aggregator):
         """Combines the gradients.
 
         Args:
-            gradients: Of three independent batches, (3, T, P), or of one for all roles, (T, P).
+            gradients: Gradients of three independent batches, (3, T, P), or of one for all roles, (T, P).
             losses_T: Not read.
 
         Returns:
@@ -101,6 +123,7 @@ class SDMGrad(Aggregator):
             raise ValueError(f'SDMGrad: needs the gradients of three batches (3, T, P), got {tuple(gradients.shape)}')
         first, second, last = gradients if gradients.dim() == 3 else [gradients] * 3
         self.setup(len(last))
+        assert self.simplex_T is not None
         weights_T = self.simplex_T.cpu().clone()
         norms_2T = torch.stack([row_norms(first), row_norms(second)]).cpu()
         learning_T = (norms_2T > 0).all(0)
@@ -136,4 +159,7 @@ class SDMGrad(Aggregator):
 def _products(first_TP: Tensor, second_TP: Tensor) -> Tensor:
     """Inner products (T, T) in float64, in pieces as the Gramian's."""
     pairs = zip(first_TP.split(COLUMNS, dim=1), second_TP.split(COLUMNS, dim=1), strict=True)
-    return sum(a.double() @ b.double().T for a, b in pairs)
+    total_TT = first_TP.new_zeros(len(first_TP), len(second_TP), dtype=torch.float64)
+    for first_TC, second_TC in pairs:
+        total_TT += first_TC.double() @ second_TC.double().T
+    return total_TT

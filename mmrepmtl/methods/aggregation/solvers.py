@@ -1,8 +1,8 @@
 """The small problems in the Gramian of the task gradients, solved exactly in float64.
 
 All of them are solved in the cosines of the gradients, so that neither the common scale of the losses nor tasks of very
-different norms cost precision. What is left is the angle: gradients that cancel to below 1e-6 of their norms cannot be
-told from ones that cancel, since the Gramian holds squares; they count as cancelling.
+different norms cost precision. The angle remains: gradients that cancel to below 1e-6 of their norms cannot be told
+from ones that cancel, since the Gramian holds squares; they count as cancelling.
 
 Dimensions: T tasks, S the subset of them that has a gradient (or is on the support of a solution).
 """
@@ -20,7 +20,7 @@ NOISE = 1e-13
 
 
 def present_tasks(gramian_TT: Tensor) -> Tensor:
-    """Which tasks have a gradient, (T,) bool; the others are unlabelled and in no problem.
+    """The tasks that have a gradient, (T,) bool; the others are unlabelled and in no problem.
 
     Raises:
         ValueError: If the Gramian (T, T) is not finite.
@@ -33,7 +33,7 @@ def present_tasks(gramian_TT: Tensor) -> Tensor:
 def on_present_tasks(
     solve: Callable[[Tensor, Tensor], Tensor],
     gramian_TT: Tensor,
-    losses_T: Tensor | None = None,
+    losses_T: Tensor,
     solve_last: bool = False,
 ) -> Tensor:
     """Solves the problem of the tasks that have a gradient, as if there were no others.
@@ -41,7 +41,7 @@ def on_present_tasks(
     Args:
         solve: Maps the Gramian (S, S) and the losses (S,) of the present tasks to their weights (S,).
         gramian_TT: Inner products of the gradients, (T, T).
-        losses_T: Losses, (T,), where ``solve`` reads them.
+        losses_T: Losses, (T,).
         solve_last: Whether ``solve`` is also asked for the only present one of several tasks, where its weight has a
             unit.
 
@@ -54,8 +54,7 @@ def on_present_tasks(
     if present_T.sum() == 1 and not (solve_last and len(present_T) > 1):
         weights_T[present_T] = 1.0
     elif present_T.any():
-        losses_S = None if losses_T is None else losses_T[present_T]
-        weights_T[present_T] = solve(gramian_TT[present_T][:, present_T], losses_S)
+        weights_T[present_T] = solve(gramian_TT[present_T][:, present_T], losses_T[present_T])
     return weights_T
 
 
@@ -96,7 +95,8 @@ def nonnegative_qp(cosines_TT: Tensor, linear_T: Tensor) -> Tensor | None:
 def _active_set(cosines_TT: Tensor, linear_T: Tensor) -> tuple[Tensor, Tensor | None]:
     """The point that :func:`nonnegative_qp` ends at, and the ray (T,) without lower bound, or None."""
     num_tasks = len(linear_T)
-    x_T, support = torch.zeros_like(linear_T), []
+    x_T = torch.zeros_like(linear_T)
+    support: list[int] = []
     for iteration in range(100 * num_tasks):
         descent_T = linear_T - cosines_TT @ x_T
         wanted_T = descent_T > NOISE * (linear_T.abs() + cosines_TT.abs() @ x_T)
@@ -177,7 +177,8 @@ def pseudo_solve(cosines_TT: Tensor, right_T: Tensor) -> Tensor:
     """``C^+ b``, the least-squares solution of least norm (T,), with the rank that rounding leaves."""
     values_T, vectors_TT = torch.linalg.eigh(cosines_TT)
     inverse_T = torch.where(values_T > ROUNDING * values_T.max(), 1 / values_T, 0)
-    return vectors_TT @ (inverse_T * (vectors_TT.T @ right_T))
+    solution_T: Tensor = vectors_TT @ (inverse_T * (vectors_TT.T @ right_T))
+    return solution_T
 
 
 def fair_coefficients(cosines_TT: Tensor, factors_T: Tensor, alpha: float) -> Tensor | None:

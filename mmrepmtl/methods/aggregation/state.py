@@ -11,6 +11,7 @@ of them).
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,20 +35,27 @@ class StatefulAggregator(Aggregator):
 
     keeps_gradients = True
 
-    def __init__(self, names: Sequence[str], level: str, weight_heads: bool | None) -> None:
+    def __init__(
+        self, names: Sequence[str], level: Literal['parameter', 'representation'], weight_heads: bool | None
+    ) -> None:
         super().__init__(level, weight_heads)
         for name in names:
             self.register_buffer(name, None)
 
     def state(
-        self, name: str, shape: Sequence[int], device: torch.device, dtype=torch.float64, fill: float = 0.0
+        self,
+        name: str,
+        shape: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype = torch.float64,
+        fill: float = 0.0,
     ) -> Tensor:
         """The buffer ``name`` on ``device``, filled with ``fill`` if it is new.
 
         Raises:
             ValueError: If it exists in another shape.
         """
-        buffer = getattr(self, name)
+        buffer: Tensor | None = getattr(self, name)
         if buffer is None:
             buffer = torch.full(tuple(shape), fill, dtype=dtype, device=device)
         elif buffer.shape != tuple(shape):
@@ -55,10 +63,11 @@ class StatefulAggregator(Aggregator):
                 f'{type(self).__name__}: its state {name} has the shape {tuple(buffer.shape)}, the gradients ask for '
                 f'{tuple(shape)}; tasks and shared parameters may not change during a run, start a new one instead'
             )
-        setattr(self, name, buffer.to(device))
-        return getattr(self, name)
+        buffer = buffer.to(device)
+        setattr(self, name, buffer)
+        return buffer
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self._buffers:
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.empty_like(saved))
@@ -74,7 +83,11 @@ class LayerwiseAggregator(StatefulAggregator):
         weight_heads: As in :class:`Aggregator`.
     """
 
-    def __init__(self, names: Sequence[str], level: str, weight_heads: bool | None) -> None:
+    ends_L: Tensor | None
+
+    def __init__(
+        self, names: Sequence[str], level: Literal['parameter', 'representation'], weight_heads: bool | None
+    ) -> None:
         super().__init__(names, level, weight_heads)
         self.register_buffer('ends_L', None)
         self._sizes: tuple[int, ...] | None = None
@@ -109,7 +122,7 @@ class LayerwiseAggregator(StatefulAggregator):
             self._checked = sizes
         return sizes
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._checked = None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -134,7 +147,10 @@ def magnitudes(rows_TP: Tensor) -> Tensor:
 
 def row_norms(rows_TP: Tensor) -> Tensor:
     """The Euclidean norm of each row, (T,) float64."""
-    return sum(piece.double().square().sum(1) for piece in rows_TP.split(COLUMNS, dim=1)).sqrt()
+    squares_T = rows_TP.new_zeros(len(rows_TP), dtype=torch.float64)
+    for piece in rows_TP.split(COLUMNS, dim=1):
+        squares_T += piece.double().square().sum(1)
+    return squares_T.sqrt()
 
 
 def layer_norms(rows_TP: Tensor, sizes: Sequence[int]) -> Tensor:

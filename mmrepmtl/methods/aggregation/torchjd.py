@@ -16,15 +16,15 @@ from .solvers import present_tasks
 class TorchJD(GramianAggregator):
     """Any of torchjd's Gramian weightings, as an aggregator here.
 
-    In a config, for example ``dict(type='TorchJD', weighting='KrumWeighting', arguments=dict(n_byzantine=1))``. Source:
-    https://torchjd.org, where each weighting names its paper. PCGrad is computed this way; for the other methods that
-    both have, docs/methods.md says how far torchjd's solver is from ours.
+    A config has, for example, ``dict(type='TorchJD', weighting='KrumWeighting', arguments=dict(n_byzantine=1))``.
+    Source: https://torchjd.org, where each weighting names its paper. PCGrad is computed this way; for the other
+    methods that both have, docs/methods.md says how far torchjd's solver is from ours.
 
     The weighting gets the Gramian in float64 on the CPU, over its largest diagonal entry, so that the unit of the
     losses does not matter. That changes nothing for those whose weights do not depend on the scale of the gradients
     (AlignedMTL, CAGrad, DualProj, IMTLG, Krum, MGDA, PCGrad, UPGrad), except that their small constants are then
-    relative. ``FairGradWeighting`` does depend on it: divided, its result is proportional to the gradients; as in its
-    paper's equation it is with ``normalize=False``. Its random numbers are drawn from a state of its own, equal on all
+    relative. ``FairGradWeighting`` does depend on it: divided, its result is proportional to the gradients;
+    ``normalize=False`` gives its paper's equation. Its random numbers are drawn from a state of its own, equal on all
     ranks. Scale: torchjd's, a mean for some and a sum for others; see ``factor``. Heads are unweighted.
 
     Tasks without a gradient are left out, and one that is the only one is not combined (without ``normalize`` only
@@ -39,13 +39,13 @@ class TorchJD(GramianAggregator):
         arguments: Its arguments. A list of numbers becomes a tensor (``pref_vector=[2, 1, 1]``; one entry per task, so
             no task may be without a gradient), a dict with a ``type`` an object of ``torchjd.linalg``
             (``projector=dict(type='QuadprogProjector', reg_eps=1e-12)``).
-        factor: What the weights are multiplied by: a number, or ``'tasks'`` for the number of tasks with a gradient,
+        factor: Factor of the weights: a number, or ``'tasks'`` for the number of tasks with a gradient,
             which makes a sum of a mean.
         normalize: Whether to divide by the largest diagonal entry; None: unless the weighting keeps state, which a
             divisor of each step would mix up.
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
-        seed: Of the random numbers; the same on all ranks.
+        seed: Seed of the random numbers; the same on all ranks.
 
     Raises:
         ImportError: If torchjd, or a solver that the weighting needs, is not installed; says what to install.
@@ -96,14 +96,16 @@ class TorchJD(GramianAggregator):
         """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state.cpu())
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Makes torchjd's buffers before they are loaded: it has none until the first step, and refuses its own."""
-        if self.keeps_state:
+        from torchjd import Stateful
+
+        if isinstance(self.solver, Stateful):
             self.solver.reset()
             saved = [value for key, value in state_dict.items() if key.startswith(f'{prefix}solver.') and value.dim()]
             if saved:
                 _prime(self.solver, len(saved[0]))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -118,7 +120,8 @@ def make_solver(weighting: str | type, arguments: Mapping[str, Any] | None = Non
     if weighting not in known:
         there = f'torchjd {version("torchjd")} has no Gramian weighting {weighting!r}; there are {", ".join(known)}'
         raise ValueError(f'TorchJD: {there}')
-    return _build(f'TorchJD: {weighting}', known[weighting], arguments or {})
+    solver: nn.Module = _build(f'TorchJD: {weighting}', known[weighting], arguments or {})
+    return solver
 
 
 def solve_with_torchjd(
@@ -127,9 +130,9 @@ def solve_with_torchjd(
     """The weights that one of torchjd's weightings gives.
 
     Args:
-        solver: Of :func:`make_solver`.
-        gramian_SS: Of tasks that have a gradient, (S, S), float64, on the CPU.
-        generator: What torchjd's random numbers, which come from torch's global state, are drawn from instead.
+        solver: Result of :func:`make_solver`.
+        gramian_SS: Gramian of tasks that have a gradient, (S, S), float64, on the CPU.
+        generator: Source of torchjd's random numbers in place of torch's global state.
         normalize: Whether to divide by the largest diagonal entry.
 
     Returns:
@@ -145,7 +148,7 @@ def solve_with_torchjd(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.set_rng_state(generator.get_state())
         try:
-            weights_S = solver.cpu()(gramian_SS)
+            weights_S: Tensor = solver.cpu()(gramian_SS)
         except Exception as error:  # solvers have errors of their own kinds
             raise ValueError(f'TorchJD: {name} of {num_tasks} tasks with a gradient: {error}') from error
         generator.set_state(torch.get_rng_state())

@@ -24,13 +24,19 @@ class UPGrad(GramianAggregator):
     per micro-batch at representation level.
 
     Args:
-        level: Where the gradients are taken.
+        level: The place of the gradients, as in :class:`Aggregator`.
         weight_heads: As in :class:`Aggregator`.
     """
 
     facts = Facts(
         paper='Quinton and Rey, arXiv 2406.16232, Eq. 3, Proposition 1',
         rule='each $g_t$ projected onto the vectors that conflict with no gradient; the mean',
+        convention=(
+            "the mean (paper, torchjd), so 1/T of the step of `ew` without conflicts; exact, without torchjd's "
+            'regularisation'
+        ),
+        unlabelled='no part of the problem or of the mean',
+        step='1/T of that of `ew`',
     )
 
     def solve(self, gramian_SS: Tensor, losses_S: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ class Weighting(nn.Module):
     """Base of loss weightings: T task losses become the one scalar that is minimised.
 
     A weighting sees the *global* losses (the mean over ranks), so that its state and its learned weights stay equal on
-    all ranks. ``d scalar / d losses_T`` are the weights that it applies. What it needs of the trainer it declares in
-    the class attributes below; the trainer asks and knows no method by name.
+    all ranks. ``d scalar / d losses_T`` are the weights that it applies. The class attributes below declare what it
+    needs of the trainer, which knows no method by name.
 
     Learned weights are ``nn.Parameter``; where the number of tasks is not known at construction they start as
     ``UninitializedParameter`` and :meth:`setup` materialises them. Everything that a resumed run needs is in
@@ -49,8 +49,9 @@ class Weighting(nn.Module):
 
         Args:
             losses_T: The task losses, after the log transform if there is one, (T,).
-            labelled_T: Which tasks any sample of the batch is labelled for, (T,) bool; None: all. What an unlabelled
-                task does to the others is documented by each method; its entry in ``losses_T`` is 0 and means nothing.
+            labelled_T: The tasks that any sample of the batch is labelled for, (T,) bool; None: all. Each method
+                documents the effect of an unlabelled task on the others; its entry in ``losses_T`` is 0 and means
+                nothing.
             advance: Whether this call ends an optimizer step by itself. The trainer, which knows only after the
                 backward whether a step is made, always passes False and calls :meth:`end_step`; so does a loop with
                 accumulation, for all but the last micro-batch. State that counts steps moves on then, and only then.
@@ -73,7 +74,7 @@ class Weighting(nn.Module):
         raise NotImplementedError
 
     def drop_window(self) -> None:
-        """Forgets the micro-batches since the last step: theirs is skipped, because something was not finite."""
+        """Forgets the micro-batches since the last step. Their step is skipped, because something was not finite."""
 
     def end_epoch(self) -> None:
         """Ends an epoch; only where :attr:`per_epoch` asks for it."""

@@ -27,7 +27,7 @@ class DWA(EpochWeighting):
     is 1.
 
     Args:
-        temperature: Of the softmax; the higher, the more equal the weights.
+        temperature: Temperature of the softmax; the higher, the more equal the weights.
         interval: Number of optimizer steps that count as an epoch; None: the trainer's epochs.
 
     Raises:
@@ -37,10 +37,20 @@ class DWA(EpochWeighting):
     facts = Facts(
         paper='Liu et al., End-to-End Multi-Task Learning with Attention, CVPR 2019',
         rule=r'$\sum_t w_t L_t$, $w = T \mathrm{softmax}(r / 2)$, $r_t = L_t(e-1) / L_t(e-2)$',
+        convention=(
+            "epochs, and weights of sum T (paper, its code, LibMTL); Nash-MTL's code compares the last 25 iterations "
+            'with the 25 before and divides by T'
+        ),
+        unlabelled=(
+            'left out; T counts the others; its r is that of the last two epochs in which it was labelled, else 1'
+        ),
+        step='that of `ew`',
         state='mean losses of this epoch and of the two before',
     )
 
     loss_transform = 'own'
+    latest_T: Tensor
+    before_T: Tensor
 
     def __init__(self, temperature: float = 2.0, interval: int | None = None) -> None:
         if not temperature > 0:

@@ -17,6 +17,9 @@ class EqualWeighting(Weighting):
     facts = Facts(
         paper='',
         rule=r'$\sum_t L_t$',
+        convention='the sum, not the mean: T times the step of code that averages',
+        unlabelled='left out of the sum',
+        step='that of `ew`',
     )
 
     def forward(self, losses_T: Tensor, labelled_T: Tensor | None = None, advance: bool = True) -> Tensor:

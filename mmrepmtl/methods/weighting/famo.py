@@ -43,11 +43,24 @@ class FAMO(HistoryWeighting):
             r'$w_t \propto z_t / L_t$, $z = \mathrm{softmax}(\xi)$; $\xi$ learns from the fall of $\log L_t$ '
             'on the same batch after the step'
         ),
+        convention=(
+            "xi by Adam with gamma 1e-3, as the authors' QM9 script and LibMTL (their two classes: 0.01, 1e-5); "
+            'weights sum to 1; no clipping to norm 1 of its own: set `clip_grad`'
+        ),
+        unlabelled="left out; xi and Adam's count for it stay",
+        step='1/T of that of `ew`',
         state="xi and Adam's moments for it (T each)",
+        equal_parts=False,
+        accumulation='xi learns from mean losses',
     )
 
     loss_transform = 'own'
     second_look = True
+    logits_T: Tensor
+    moment_T: Tensor
+    square_T: Tensor
+    updates_T: Tensor
+    before_T: Tensor
 
     _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's usual
 
@@ -79,7 +92,7 @@ class FAMO(HistoryWeighting):
         """Updates the task logits; without a step since the last call it does nothing.
 
         Args:
-            losses_T: Of the same batch after the step, (T,).
+            losses_T: Losses of the same batch after the step, (T,).
             labelled_T: As in :meth:`forward`.
 
         Raises:

@@ -23,6 +23,10 @@ class GLS(Weighting):
     facts = Facts(
         paper='Chennupati et al., MultiNet++, CVPRW 2019',
         rule=r'$\left(\prod_t L_t\right)^{1/T}$',
+        convention='the reported weights GLS / (T L_t) are those applied; LibMTL minimises the same and reports others',
+        unlabelled='left out; T counts the others',
+        step='1/T of that of `ew`',
+        equal_parts=False,
     )
 
     loss_transform = 'own'

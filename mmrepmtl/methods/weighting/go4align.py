@@ -49,10 +49,20 @@ class GO4Align(HistoryWeighting):
             r'$w_t$ is the mean over the group of $t$ of $p_t \sum_k L_k / L_t$; $p_t \leftarrow p_t '
             r'\exp(-\beta L_t / u) / Z$; groups by k-means'
         ),
+        convention=(
+            "exponents in units of the first step's mean loss (public code: 1, here `loss_unit=1.0`); exact k-means, "
+            "there Lloyd's from random points"
+        ),
+        unlabelled='left out; the others share what they had of p, its own stays',
+        step='that of `ew`',
         state='log p (T), u',
+        equal_parts=False,
+        accumulation='p moves by mean losses',
     )
 
     loss_transform = 'own'
+    log_share_T: Tensor
+    unit: Tensor
 
     def __init__(self, num_groups: int = 2, beta: float = 1e-4, loss_unit: float | None = None) -> None:
         if num_groups < 1:
@@ -110,7 +120,8 @@ def group_means(values_N: Tensor, groups_N: Tensor) -> Tensor:
         groups_N: Index of each value's group, (N,).
     """
     same_NN = (groups_N[:, None] == groups_N).to(values_N)
-    return same_NN @ values_N / same_NN.sum(1)
+    means_N: Tensor = same_NN @ values_N / same_NN.sum(1)
+    return means_N
 
 
 def kmeans_groups(values_N: Tensor, num_groups: int) -> Tensor:

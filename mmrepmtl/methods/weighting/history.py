@@ -3,6 +3,9 @@
 Dimensions: T tasks.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,7 @@ from .base import Weighting
 
 
 def labelled_mask(losses_T: Tensor, labelled_T: Tensor | None) -> Tensor:
-    """Which tasks are labelled, (T,) bool, where None stands for all."""
+    """The tasks that are labelled, (T,) bool, where None stands for all."""
     return torch.ones_like(losses_T, dtype=torch.bool) if labelled_T is None else labelled_T
 
 
@@ -35,7 +38,7 @@ class LazyWeighting(Weighting):
     #: Name of a parameter or buffer of shape (T,).
     sized_by: str
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         entry = state_dict.get(prefix + self.sized_by)
         if entry is not None and len(entry):
             self.setup(len(entry))
@@ -52,6 +55,8 @@ class HistoryWeighting(LazyWeighting):
     """
 
     sized_by = 'window_sum_T'
+    window_sum_T: Tensor
+    window_count_T: Tensor
 
     def __init__(self, **initial_T: float) -> None:
         super().__init__()
@@ -71,7 +76,7 @@ class HistoryWeighting(LazyWeighting):
 
         Args:
             losses_T: (T,).
-            mask_T: Which tasks are labelled, (T,) bool.
+            mask_T: The tasks that are labelled, (T,) bool.
             advance: As in :meth:`Weighting.forward`.
         """
         self.window_sum_T += torch.where(mask_T, losses_T.detach(), 0)
@@ -89,7 +94,7 @@ class HistoryWeighting(LazyWeighting):
             self._take('window')
 
     def _take(self, what: str) -> tuple[Tensor, Tensor]:
-        """The means (T,) since the last call, and which tasks have one, (T,) bool."""
+        """The means (T,) since the last call, and the tasks that have one, (T,) bool."""
         sum_T, count_T = getattr(self, f'{what}_sum_T'), getattr(self, f'{what}_count_T')
         means_T, seen_T = sum_T / count_T.clamp(min=1), count_T > 0
         sum_T.zero_()
@@ -101,7 +106,7 @@ class HistoryWeighting(LazyWeighting):
 
         Args:
             means_T: Mean loss of each task over the step's micro-batches, (T,).
-            seen_T: Which tasks were labelled in any of them, (T,) bool; the mean of the others means nothing.
+            seen_T: The tasks that were labelled in any of them, (T,) bool; the mean of the others means nothing.
         """
         raise NotImplementedError
 
@@ -117,6 +122,9 @@ class EpochWeighting(HistoryWeighting):
     Raises:
         ValueError: If ``interval`` is less than 1.
     """
+
+    epoch_sum_T: Tensor
+    epoch_count_T: Tensor
 
     def __init__(self, interval: int | None, **initial_T: float) -> None:
         if interval is not None and interval < 1:
@@ -146,10 +154,10 @@ class EpochWeighting(HistoryWeighting):
         """Takes an epoch's mean losses; arguments as in :meth:`close_step`. ``epoch_count`` is the epoch's index."""
         raise NotImplementedError
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """The counts of steps and epochs, for ``state_dict()``."""
         return dict(step_count=self.step_count, epoch_count=self.epoch_count)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         self.step_count, self.epoch_count = state['step_count'], state['epoch_count']

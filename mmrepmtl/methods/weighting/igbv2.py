@@ -1,5 +1,8 @@
 """IGBv2. Dimensions: T tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,7 +52,7 @@ class IGBv2(EpochWeighting):
         learn_after: Number of epochs before the agent learns.
         update_every: Number of optimizer steps between its updates.
         interval: Number of optimizer steps that count as an epoch; None: the trainer's epochs.
-        seed: Of all random numbers; the same on all ranks.
+        seed: Seed of all random numbers; the same on all ranks.
 
     Raises:
         ValueError: If ``buffer_size``, ``update_every`` or ``interval`` is less than 1.
@@ -61,11 +64,21 @@ class IGBv2(EpochWeighting):
             r'$\sum_t w_t \log L_t$; a soft actor-critic chooses $w$, its reward is the smallest relative fall '
             'of a loss'
         ),
+        convention=(
+            'the agent sees L / L_base, for losses of any unit (public code: L); rewards are not divided by the decay '
+            'of the learning rate, which a weighting does not know'
+        ),
+        unlabelled='weight 0, the others are scaled to sum to their number; it stands in the state with its last loss',
+        step='in units of log losses',
         state='agent, its optimizers, 10,000 transitions, base losses of an epoch',
         work='small networks on the CPU',
+        equal_parts=False,
+        accumulation='one action for the window; state and reward are of mean losses',
     )
 
     loss_transform = 'own'
+    base_T: Tensor
+    latest_T: Tensor
 
     BASE_EPOCH, BATCH_SIZE = 1, 256
 
@@ -125,6 +138,7 @@ class IGBv2(EpochWeighting):
     def _choose(self, losses_T: Tensor) -> Tensor:
         if self.epoch_count < self.random_epochs:
             return len(losses_T) * torch.randn(len(losses_T), generator=self.generator).softmax(0)
+        assert self.agent is not None  # setup has made it
         return self.agent.act(self._state(losses_T))
 
     def _state(self, losses_T: Tensor) -> Tensor:
@@ -136,6 +150,7 @@ class IGBv2(EpochWeighting):
         action_T, self.action_T = self.action_T, None
         if not seen_T.any():
             return
+        assert self.agent is not None and action_T is not None  # forward has made both
         now_T = torch.where(seen_T, means_T, self.latest_T)
         gains_T = (self.latest_T - now_T) / self.base_T
         gains = gains_T[seen_T & ~gains_T.isnan()]
@@ -154,7 +169,7 @@ class IGBv2(EpochWeighting):
         if self.epoch_count >= self.BASE_EPOCH:
             self.base_T = torch.where(self.base_T.isnan() & seen_T, means_T, self.base_T)
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """Counts, random state, pending actions and the agent, for ``state_dict()``."""
         return dict(
             super().get_extra_state(),
@@ -166,7 +181,7 @@ class IGBv2(EpochWeighting):
             agent=None if self.agent is None else self.agent.state_dict(),
         )
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         super().set_extra_state(state)
         self.total_steps = state['total_steps']
@@ -177,6 +192,8 @@ class IGBv2(EpochWeighting):
         undrawn = state.get('undrawn')
         self._undrawn = None if undrawn is None else undrawn.cpu()
         if state['agent'] is not None:
+            if self.agent is None:  # without the buffers of T numbers, which call setup
+                raise ValueError('IGBv2: the state has an agent but no window_sum_T; load a whole checkpoint')
             self.agent.load_state_dict(state['agent'])
 
 

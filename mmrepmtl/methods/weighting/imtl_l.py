@@ -31,6 +31,9 @@ class IMTLL(LearnedWeighting):
     facts = Facts(
         paper='Liu et al., Towards Impartial Multi-Task Learning, ICLR 2021, loss balance',
         rule=r'$\sum_t e^{s_t} L_t - s_t$, $s$ learned',
+        convention="s is learned by the run's optimizer at `weighting_lr` (the authors published no code)",
+        unlabelled='left out, its s too (gradient 0)',
+        step='that of `ew` at the start',
         state="s (T), and the optimizer's for it",
     )
 

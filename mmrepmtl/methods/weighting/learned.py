@@ -21,7 +21,8 @@ class LearnedWeighting(LazyWeighting):
 
     def __init__(self, num_tasks: int | None = None) -> None:
         super().__init__()
-        self.register_parameter(self.sized_by, UninitializedParameter())
+        # It is a Parameter, which torch's stub does not say.
+        self.register_parameter(self.sized_by, UninitializedParameter())  # type: ignore[arg-type]
         if num_tasks is not None:
             self.setup(num_tasks)
 

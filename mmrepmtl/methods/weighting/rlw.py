@@ -1,5 +1,8 @@
 """RLW. Dimensions: T tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,13 +24,19 @@ class RLW(Weighting):
     the labelled ones, and as many numbers are drawn as ever.
 
     Args:
-        seed: Of the draws; the same on all ranks.
+        seed: Seed of the draws; the same on all ranks.
     """
 
     facts = Facts(
         paper='Lin et al., TMLR 2022, Algorithm 2',
         rule=r'$\sum_t w_t L_t$, $w = \mathrm{softmax}(x)$, $x_t \sim N(0, 1)$ drawn anew in each step',
+        convention=(
+            "weights sum to 1 (paper, LibMTL, Nash-MTL's code), so 1/T of the step of `ew`; IGB's code multiplies by T"
+        ),
+        unlabelled='left out of the softmax; as many numbers are drawn',
+        step='1/T of that of `ew`',
         state='the draw of an unfinished step',
+        accumulation='one draw for the window',
     )
 
     def __init__(self, seed: int = 0) -> None:
@@ -57,12 +66,12 @@ class RLW(Weighting):
             self.generator.set_state(self._undrawn)
             self.draw_T = None
 
-    def get_extra_state(self) -> dict:
+    def get_extra_state(self) -> dict[str, Any]:
         """The generator's states and the draw of an unfinished step, for ``state_dict()``."""
         undrawn = None if self.draw_T is None else self._undrawn
         return dict(generator=self.generator.get_state(), draw_T=self.draw_T, undrawn=undrawn)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`get_extra_state` returned."""
         self.generator.set_state(state['generator'].cpu())
         self.draw_T = None if state['draw_T'] is None else state['draw_T'].cpu()

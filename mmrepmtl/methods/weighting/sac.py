@@ -4,7 +4,8 @@ Dimensions: B transitions of a batch, S numbers of a state, A of an action, N in
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,9 @@ class SoftActorCritic:
         lr: Adam's learning rate, of actor, critics and temperature.
         buffer_size: Number of transitions remembered.
         hidden: Widths of the two hidden layers.
-        discount: Of future rewards.
+        discount: Discount of future rewards.
         polyak: Share of the critics that the target critics take in each update.
-        temperature: That of the entropy at the start.
+        temperature: Weight of the entropy at the start.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class SoftActorCritic:
             value_B = self._least(self.targets, batch['next_state'], action_BA) - temperature * log_density_B
             target_B = batch['reward'] + self.discount * value_B
         pairs = torch.cat([batch['state'], batch['action']], 1)
-        self._step('critics', sum(F.mse_loss(_apply(critic, pairs)[:, 0], target_B) for critic in self.critics))
+        first, second = (F.mse_loss(_apply(critic, pairs)[:, 0], target_B) for critic in self.critics)
+        self._step('critics', first + second)
 
         action_BA, log_density_B = self._draw(batch['state'])
         value_B = self._least(self.critics, batch['state'], action_BA)
@@ -135,15 +137,15 @@ class SoftActorCritic:
         networks = (self.actor, *self.critics, *self.targets, [self.log_temperature])
         return [p.detach() for network in networks for p in network] + list(self.memory.values())
 
-    def state_dict(self) -> dict:
-        """All of its state but the generator's, as tensors, numbers, lists and dicts."""
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state but the generator's, as tensors, numbers, lists and dicts."""
         return dict(
             tensors=[tensor.clone() for tensor in self._tensors()],
             optimizers={name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             count=self.count,
         )
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores :meth:`state_dict` of an agent of the same sizes."""
         for tensor, saved in zip(self._tensors(), state['tensors'], strict=True):
             tensor.copy_(saved)

@@ -43,10 +43,18 @@ class STCH(EpochWeighting):
             r'$T \mu \log \sum_t (L_t / n_t)^{1/\mu}$, $n$ the mean losses of the epoch after the warm-up; '
             r'before: $\sum_t \log L_t$'
         ),
+        convention=(
+            'as the public code, times T for the scale of `ew-log`; the reported weights are those applied (there: 1)'
+        ),
+        unlabelled='left out; T counts the others; without a nadir its log loss is added',
+        step='in units of log losses',
         state='n (T), sums of the epoch',
+        equal_parts=False,
+        accumulation='nadirs of mean losses',
     )
 
     loss_transform = 'own'
+    nadir_T: Tensor
 
     def __init__(self, mu: float = 1.0, warmup_epochs: int = 4, interval: int | None = None) -> None:
         if not mu > 0:

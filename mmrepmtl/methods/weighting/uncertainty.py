@@ -23,6 +23,12 @@ class UncertaintyWeighting(LearnedWeighting):
     facts = Facts(
         paper='Kendall et al., CVPR 2018, Eq. 5-10',
         rule=r'$\sum_t L_t / (2 e^{s_t}) + s_t / 2$, $s$ learned',
+        convention=(
+            'the regression form, 1 / (2 sigma²), for every kind of task, as LibMTL and the baselines of the Rep-MTL '
+            'paper'
+        ),
+        unlabelled='left out, its s too (gradient 0)',
+        step='half of that of `ew` at the start',
         state="s (T), and the optimizer's for it",
     )
 
