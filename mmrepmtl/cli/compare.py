@@ -24,8 +24,13 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     )
     parser.add_argument('--work-dir', required=True, help='folder of the comparison; the same one goes on with it')
     parser.add_argument('--known', nargs='+', default=[], metavar='RESULTS.csv', help='rows of runs that are done')
+    parser.add_argument(
+        '--select-on', choices=['val'], help='of several values test only the best one on validation data'
+    )
     parser.add_argument('--dry-run', action='store_true', help='print the plan and start nothing')
-    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at once; they share cores and GPUs')
+    parser.add_argument(
+        '--jobs', type=int, metavar='N', help='runs at once (default: 1; with --slurm all); they share cores and GPUs'
+    )
     parser.add_argument('--device', default='auto', help='auto, cpu, or numbers of GPUs: 0,2')
     parser.add_argument('--slurm', metavar='PARTITION', help='run on a Slurm cluster')
     parser.add_argument(
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """
     args = parse_args(argv, prog)
     options = Options(tuple(args.cfg_options), args.selection, args.selection_metric, args.precision, args.data_root)
-    comparison = Comparison(args.config, args.methods, args.seeds, args.work_dir, options, args.known)
+    comparison = Comparison(args.config, args.methods, args.seeds, args.work_dir, options, args.known, args.select_on)
     if args.dry_run:
         print(*comparison.plan_lines(), sep='\n')
         return 0

@@ -7,23 +7,18 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmrepmtl.apis.config_file import PACKAGE
 from mmrepmtl.comparison.entries import sweep_text
-from mmrepmtl.comparison.plan import Run
 from mmrepmtl.comparison.results import CONSTANT, STL, Row
-from mmrepmtl.engine.hooks.metrics_file import METRICS_FILE
+from mmrepmtl.comparison.runs import Run
 from mmrepmtl.evaluation import higher_is_better, load_results
 from mmrepmtl.version import __version__
 
-TEST_METRICS = 'test_metrics.json'
-STL_METRICS = 'stl.json'
 PACKAGES = ('torch', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'timm', 'numpy')
 SKIPPED = 0.1
 """Share of a run's logged step times that is left out at the start: caches are cold, and kernels are chosen."""
@@ -39,47 +34,32 @@ def rows_of(run: Run, config: str) -> list[Row]:
     Raises:
         ValueError: The file with its metrics is missing or damaged.
     """
-    entry, record = run.contestant.entry, run.record()
-    metrics, meta = load_results(metrics_file(run))
+    record = run.record()
     trainings = [attempt for attempt in record.get('attempts', []) if attempt.get('step') == 'train']
     logs = list(_logs(run))
-    common: dict[str, Any] = dict(
-        split='test',
+    of_run: dict[str, Any] = dict(
         config=config,
-        config_hash=run.contestant.config_hash,
         commit=record.get('commit', 'unknown'),
         versions=json.dumps(record.get('versions', {}), sort_keys=True),
         finished=record.get('finished', ''),
     )
-    rows = [
-        Row(
-            label=entry.label,
-            method=entry.method_name,
-            seed=run.seed,
-            **_metric(key, value),
-            selection=str(meta.get('selection', '')),
-            step_seconds=_step_seconds(logs),
-            peak_memory_mib=_peak_memory(logs, trainings),
-            train_seconds=round(math.fsum(attempt.get('seconds', 0.0) for attempt in trainings), 1),
-            sweep=sweep_text(entry),
-            **common,
-        )
-        for key, value in metrics.items()
-    ]
-    constants = meta.get('constant') or {}
-    absent: dict[str, Any] = dict(seed=None, step_seconds=None, peak_memory_mib=None, train_seconds=None)
-    common['config_hash'] = ''  # they depend on the data alone
-    return rows + [
-        Row(label=CONSTANT, method=CONSTANT, selection='', **absent, **_metric(key, value), **common)
-        for key, value in constants.items()
-    ]
-
-
-def metrics_file(run: Run) -> Path:
-    """The file with the metrics of a finished run."""
-    if run.contestant.entry.method == STL:
-        return run.folder / STL_METRICS
-    return run.folder / (TEST_METRICS if any(name == 'test' for name, _ in run.steps) else METRICS_FILE)
+    costs = dict(
+        step_seconds=_step_seconds(logs),
+        peak_memory_mib=_peak_memory(logs, trainings),
+        train_seconds=round(math.fsum(attempt.get('seconds', 0.0) for attempt in trainings), 1),
+    )
+    rows = []
+    for split, name in run.results:
+        metrics, meta = load_results(run.folder / name)
+        about = dict(of_run, split=split, selection=str(meta.get('selection', '')))
+        own = dict(seed=run.seed, config_hash=run.contestant.config_hash, sweep=sweep_text(run.contestant.entry))
+        label, method = run.contestant.entry.label, run.contestant.entry.method_name
+        rows += [Row(label=label, method=method, **_metric(*item), **own, **costs, **about) for item in metrics.items()]
+        # They depend on the data alone.
+        absent: dict[str, Any] = dict.fromkeys(('seed', 'step_seconds', 'peak_memory_mib', 'train_seconds'))
+        absent |= about | dict(label=CONSTANT, method=CONSTANT, config_hash='', selection='')
+        rows += [Row(**absent, **_metric(*item)) for item in (meta.get('constant') or {}).items()]
+    return rows
 
 
 def _metric(key: str, value: float | None) -> dict[str, Any]:
@@ -154,11 +134,6 @@ def versions(device: str, threads: int) -> dict[str, str]:
 def device_name(visible: str | None) -> str:
     """Name of the GPU that runs use, or 'cpu'."""
     return torch.cuda.get_device_name(0) if visible != '' and torch.cuda.is_available() else 'cpu'
-
-
-def local_time(text: str) -> str:
-    """ISO time with a colon in its zone."""
-    return datetime.strptime(text, '%Y-%m-%dT%H:%M:%S%z').isoformat()
 
 
 def cores() -> int:

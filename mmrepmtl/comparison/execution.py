@@ -16,9 +16,10 @@ import submitit
 from mmrepmtl.apis.config_file import PACKAGE
 from mmrepmtl.comparison import job as job_module
 from mmrepmtl.comparison.collect import commit, cores, device_name, versions
-from mmrepmtl.comparison.job import LOG, RunJob
+from mmrepmtl.comparison.job import LOG, RunJob, tail
 from mmrepmtl.comparison.locks import FolderLock
-from mmrepmtl.comparison.plan import Run
+from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.runs import Run
 
 JOBS = 'jobs'
 POLL_SECONDS = 0.5
@@ -97,8 +98,7 @@ class Execution:
         resources: What the runs share.
         starting: Called with each run before it starts.
         finished: Called with each run that is done.
-        say: Prints a line.
-        show: Prints the progress: the runs that are at work, and how many wait.
+        progress: Says what happens.
     """
 
     def __init__(
@@ -108,11 +108,10 @@ class Execution:
         resources: Resources,
         starting: Callable[[Run], None],
         finished: Callable[[Run], None],
-        say: Callable[[str], None] = print,
-        show: Callable[[Sequence[Run], int], None] = lambda running, waiting: None,
+        progress: Progress,
     ) -> None:
         self._lock, self._resources = lock, resources
-        self._starting, self._finished, self._say, self._show = starting, finished, say, show
+        self._starting, self._finished, self.progress = starting, finished, progress
         folder = work_dir / JOBS
         if resources.slurm is None:
             self._executor = submitit.LocalExecutor(folder)
@@ -139,14 +138,18 @@ class Execution:
                         break
                     waiting.remove(run)
                     if run.state == 'done':
-                        self._finished(run)
+                        self._done(run)
                         continue
                     self._starting(run)
                     running[slot] = (run, self._submit(run, slot))
-                    self._say(f'started: {run.name}')
-                self._show([run for run, _ in running.values()], len(waiting))
+                    self.progress.say(f'started: {run.name}')
+                self.progress.show([run for run, _ in running.values()])
                 if waiting or running:
                     time.sleep(POLL_SECONDS)
+
+    def _done(self, run: Run) -> None:
+        self._finished(run)
+        self.progress.say(f'done: {run.name}')
 
     def _submit(self, run: Run, slot: int) -> submitit.Job:
         env, name = self._environment(slot)
@@ -181,16 +184,17 @@ class Execution:
 
     def _end(self, run: Run, job: submitit.Job) -> None:
         record = run.record()
-        if record.get('state') == 'done':
-            self._finished(run)
+        if run.state == 'done':
+            self._done(run)
         elif record.get('state') == 'interrupted' or self.stopped:
-            self._say(f'stopped: {run.name}; the same command goes on with it')
+            self.progress.say(f'stopped: {run.name}; the same command goes on with it')
             self.failed += [] if self.stopped else [run]
         else:
             self.failed.append(run)
-            self._say(f'failed: {run.name}; the last lines of {run.folder / LOG}:')
-            for line in last_lines(run.folder / LOG) or last_lines(Path(job.paths.stdout)) or ['(there is no log)']:
-                self._say(f'    {line}')
+            self.progress.say(f'failed: {run.name}; the last lines of {run.folder / LOG}:')
+            lines = tail(run.folder / LOG) or tail(job.paths.stdout) or ['(there is no log)']
+            for line in lines[-TAIL:]:
+                self.progress.say(f'    {line}')
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -204,7 +208,7 @@ class Execution:
             self.stopped = number
             if self._resources.slurm is None:
                 self._lock.stop_runs()
-                self._say('\nstopping: the runs write their checkpoints; a second signal does not wait for them')
+                self.progress.say('stopping: the runs write their checkpoints; a second signal does not wait for them')
 
         old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
@@ -212,17 +216,6 @@ class Execution:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def last_lines(file: Path, count: int = TAIL) -> list[str]:
-    """The last lines of a log that are not empty; none if there is no file."""
-    try:
-        with open(file, 'rb') as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 20_000))
-            text = log.read().decode(errors='replace')
-    except OSError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 @contextlib.contextmanager

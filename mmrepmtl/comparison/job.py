@@ -4,6 +4,7 @@ This file imports the standard library only and is sent to that process as a who
 needs neither torch nor the memory for it.
 """
 
+import datetime
 import fcntl
 import json
 import os
@@ -60,7 +61,7 @@ class RunJob:
                     break
                 self._record['steps_done'].append(step['name'])
                 self._write(folder)
-            finished = time.strftime('%Y-%m-%dT%H:%M:%S%z')
+            finished = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
             self._record |= dict(state=state) | (dict(finished=finished) if state == 'done' else {})
             self._write(folder)
             return state
@@ -171,3 +172,17 @@ def is_free(path: str | os.PathLike) -> bool:
         return False
     except OSError:  # no such file, or a file system without locks
         return True
+
+
+def tail(file: str | os.PathLike) -> list[str]:
+    """The last lines of a log that are not empty; none if there is no file."""
+    try:
+        with open(file, 'rb') as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = log.read().decode(errors='replace')
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+_TAIL_BYTES = 20_000
