@@ -37,7 +37,9 @@ def settings_of(cfg: Config) -> dict[str, Any]:
     Args:
         cfg: As :func:`mmrepmtl.apis.load_config` makes it.
     """
-    content = {key: value for key, value in plain_data(cfg.to_dict()).items() if key not in _IGNORED}
+    content = plain_data(cfg.to_dict())
+    # A leading underscore: a part that the config file uses where it counts.
+    content = {key: value for key, value in content.items() if key not in _IGNORED and not key.startswith('_')}
     for hook in _IGNORED_HOOKS:
         (content.get('default_hooks') or {}).pop(hook, None)
     for split in SPLITS:
