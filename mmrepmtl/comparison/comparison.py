@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,22 @@ class Comparison:
     def _final(self, group: str) -> list[Run]:
         """The runs of a sweep's chosen value."""
         chosen = self.choices[group]['chosen']
-        return self._checked(self._make([one for one in self.sweeps[group] if one.entry.label == chosen]))
+        note = f'the best of {len(self.sweeps[group])} values on the validation data'
+        planned = self._make([one for one in self.sweeps[group] if one.entry.label == chosen])
+        return self._checked([replace(run, note=note) for run in planned])
 
     def _checked(self, planned: list[Run]) -> list[Run]:
         """Refuses what has another config; marks what results files have."""
         runs.check_unchanged(planned)
-        for file in [*([self.results] if self.results.is_file() else []), *self._known]:
+        if self.results.is_file():
+            rows = read_results(self.results)
+            planned = runs.mark_known(planned, rows, self.results)
+            self._add(rows)
+        labels = {CONSTANT, *(run.contestant.entry.label for run in planned)}
+        for file in self._known:
             rows = read_results(file)
             planned = runs.mark_known(planned, rows, file)
-            self._add(rows)
+            self._add([row for row in rows if row.label in labels and row.seed in (None, *self.seeds)])
         return planned
 
     def plan_lines(self) -> list[str]:
@@ -131,24 +139,18 @@ class Comparison:
             waiting = sum(len(self.seeds) for group in self.sweeps if group not in self.choices)
             progress = Progress(self.runs, waiting, resources.jobs, lambda: self.rows)
             execution = Execution(self.work_dir, lock, resources, self._prepare, self._finish, progress)
-            self._execute(execution, self.runs)
+            execution.run([run for run in self.runs if not run.known])
             for group in self.sweeps:
                 if group not in self.choices and not execution.stopped and self._choose(group, execution):
                     progress.say(choice.describe(group, self.choices[group]))
                     final = self._final(group)
                     self.runs += final
                     progress.add(final)
-                    self._execute(execution, final)
+                    execution.run([run for run in final if not run.known])
             progress.close()
         finally:
             lock.release()
         return self._end(execution)
-
-    def _execute(self, execution: Execution, planned: Sequence[Run]) -> None:
-        for run in planned:
-            if run.state == 'done' and not run.known:
-                self._finish(run)
-        execution.run([run for run in planned if run.state != 'done'])
 
     def _choose(self, group: str, execution: Execution) -> bool:
         labels = {one.entry.label for one in self.sweeps[group]} | {choice.BASELINE}

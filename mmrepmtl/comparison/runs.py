@@ -34,6 +34,7 @@ class Run:
         steps: ``(name, command)`` in their order.
         results: ``(split, file in the folder)`` of the metrics that it yields.
         known: Whether rows of the results have its numbers already.
+        note: Said in the results beside the selection of the checkpoint.
     """
 
     contestant: Contestant
@@ -42,6 +43,7 @@ class Run:
     steps: tuple[tuple[str, tuple[str, ...]], ...]
     results: tuple[tuple[str, str], ...]
     known: bool = False
+    note: str = ''
 
     @property
     def name(self) -> str:
