@@ -44,6 +44,11 @@ class MethodSummary:
         """Seeds of the finished runs."""
         return tuple(seed for seed in self.runs if seed is not None)
 
+    def delta(self, kind: str = 'task') -> Estimate | None:
+        """Delta p over seeds by the definition 'task' or 'metric'; None if no seed has one."""
+        values = self.delta_task if kind == 'task' else self.delta_metric
+        return estimate(values.values()) if values else None
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -56,7 +61,8 @@ class Summary:
         directions: {metric: whether higher is better}.
         baseline: The label that Delta p is measured against, None if there is none.
         seeds: All seeds.
-        notes: What is missing, and why a number is.
+        notes: The runs and numbers that are missing, and why.
+        selections: Which checkpoints were tested.
     """
 
     methods: Mapping[str, MethodSummary]
@@ -66,6 +72,7 @@ class Summary:
     baseline: str | None
     seeds: Sequence[int]
     notes: Sequence[str]
+    selections: Sequence[str] = ()
 
     @property
     def tasks(self) -> dict[str, list[str]]:
@@ -141,7 +148,8 @@ def summarize(
             f'Delta p: neither {" nor ".join(BASELINES)} has a finished run, so there is nothing to measure it by'
         )
     methods = _with_ranks(methods, counting, directions)
-    return Summary(methods, keys, counting, directions, baseline, expected, notes)
+    selections = sorted({row.selection for row in rows if row.label != CONSTANT and row.selection})
+    return Summary(methods, keys, counting, directions, baseline, expected, notes, selections)
 
 
 def _seed_order(item: tuple[int | None, object]) -> int:
