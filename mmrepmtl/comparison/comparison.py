@@ -1,11 +1,14 @@
 """A comparison as a whole: plan, execution, choice, results."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmrepmtl.comparison import choice, plan, runs
 from mmrepmtl.comparison.collect import rows_of
@@ -14,6 +17,7 @@ from mmrepmtl.comparison.execution import Execution, share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant, Options
 from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.report import write_reports
 from mmrepmtl.comparison.results import CONSTANT, RESULTS, Row, read_results, write_results
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.utils.files import whole_file
@@ -165,7 +169,10 @@ class Comparison:
     def _end(self, execution: Execution) -> int:
         if execution.stopped:
             return 128 + execution.stopped
-        print(f'results: {self.results}')
+        written = [self.results]
+        if any(row.split == 'test' for row in self.rows):
+            written += write_reports(self.work_dir, self.rows)
+        print(f'written: {" ".join(map(str, written))}')
         if execution.failed:
             print(f'{len(execution.failed)} of {len(self.runs)} runs failed; the same command tries them again')
         return 1 if execution.failed else 0
@@ -184,6 +191,11 @@ class Comparison:
                 file.write(own.read_bytes())
         self._add(rows_of(run, self.config))
         self._write()
+        if any(row.split == 'test' for row in self.rows):
+            try:
+                write_reports(self.work_dir, self.rows, pictures=False)
+            except Exception as error:  # the runs go on; at the end it is raised
+                print_log(f'{self.work_dir}: the report is not written now: {error!r}', 'current', logging.WARNING)
 
     def _add(self, rows: Sequence[Row]) -> None:
         """Keeps one row for each run and metric, the last that came, in the order of the plan."""

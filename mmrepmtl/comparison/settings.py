@@ -23,7 +23,7 @@ _IGNORED = (
     'default_scope',
     'custom_imports',
 )
-_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint')
+_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint', 'task_gradients')
 _IGNORED_OF_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 _IGNORED_OF_DATA = ('data_root', 'cache_dir')
 
