@@ -14,6 +14,7 @@ from mmrepmtl.utils.config_types import plain_data
 _IGNORED = (
     'work_dir',
     'experiment_name',
+    'data_root',
     'launcher',
     'resume',
     'log_level',
