@@ -32,6 +32,9 @@ from mmrepmtl.utils.config_types import name_types, plain_data
 from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
 
+GIVEN_CHECKPOINT = 'the checkpoint given'
+"""Selection of a test whose checkpoint no hook has selected."""
+
 
 def evaluate(
     cfg: Config,
@@ -115,7 +118,7 @@ def _origin(meta: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         epoch=meta.get('epoch') or None,  # an iteration loop stays in epoch 0
         iteration=meta.get('iter'),
-        selection=meta.get('selection', 'the checkpoint given'),
+        selection=meta.get('selection', GIVEN_CHECKPOINT),
     )
 
 

@@ -38,7 +38,7 @@ class Watch:
 
     def note_entropy(self, entropy: Tensor, share_T: Tensor) -> None:
         """Takes entropy / ln T of a call and the shares (T,) of the tasks, which :meth:`look` compares."""
-        # Where every saliency is zero nobody owns anything, which is no collapse.
+        # Nobody owns anything if every saliency is zero, which is no collapse.
         self._entropy = torch.where(share_T.sum() > 0, entropy, 1)
         # Elsewhere looking at it now would wait for the accelerator; the next call or `diagnostics` does.
         if entropy.device.type == 'cpu':

@@ -7,6 +7,7 @@ from .ranks import RanksHook
 from .resume import ResumeHook
 from .saving import CheckpointHook
 from .selection import SelectionHook
+from .task_gradients import TaskGradientsHook
 
 __all__ = [
     'CheckpointHook',
@@ -17,4 +18,5 @@ __all__ = [
     'RanksHook',
     'ResumeHook',
     'SelectionHook',
+    'TaskGradientsHook',
 ]
