@@ -62,7 +62,8 @@ def draw_run(folder: Path, label: str, count: int = SAMPLES) -> Drawn:
 def _draw_model(folder: Path, count: int) -> Drawn:
     cfg, checkpoint = find_run(folder, _tested_checkpoint(folder))
     status = checkpoint.stat()
-    source = [_VERSION, str(checkpoint.name), status.st_size, status.st_mtime_ns, count, cfg.pretty_text]
+    configs = ''.join(file.read_text(encoding='utf-8') for file in sorted(folder.glob('*.py')))
+    source = [_VERSION, checkpoint.name, status.st_size, status.st_mtime_ns, count, configs]
     key = hashlib.sha256(json.dumps(source).encode()).hexdigest()
     cache = folder / CACHE
     known = _read(cache)
@@ -138,7 +139,7 @@ def _legend(meta: Mapping[str, Any], truth: np.ndarray | None, scale: Sequence[A
         colours = [[int(channel) for channel in colour] for colour in palette_of(meta)]
         there = None if truth is None else set(np.unique(truth).tolist())
         classes = [
-            (str(name), colour)
+            [str(name), colour]
             for number, (name, colour) in enumerate(zip(meta['classes'], colours, strict=True))
             if there is None or number in there
         ]
