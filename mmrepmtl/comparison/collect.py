@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from mmrepmtl.apis.config_file import PACKAGE
+from mmrepmtl.apis.evaluate import GIVEN_CHECKPOINT
 from mmrepmtl.comparison.entries import sweep_text
 from mmrepmtl.comparison.results import CONSTANT, STL, Row
 from mmrepmtl.comparison.runs import Run
+from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.evaluation import higher_is_better, load_results
 from mmrepmtl.version import __version__
 
@@ -51,7 +53,8 @@ def rows_of(run: Run, config: str) -> list[Row]:
     rows = []
     for split, name in run.results:
         metrics, meta = load_results(run.folder / name)
-        about = dict(of_run, split=split, selection=str(meta.get('selection', '')))
+        selection = NO_SELECTION if meta.get('selection') == GIVEN_CHECKPOINT else str(meta.get('selection', ''))
+        about = dict(of_run, split=split, selection='; '.join(filter(None, (selection, run.note))))
         own = dict(seed=run.seed, config_hash=run.contestant.config_hash, sweep=sweep_text(run.contestant.entry))
         label, method = run.contestant.entry.label, run.contestant.entry.method_name
         rows += [Row(label=label, method=method, **_metric(*item), **own, **costs, **about) for item in metrics.items()]

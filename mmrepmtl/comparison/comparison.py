@@ -1,10 +1,14 @@
 """A comparison as a whole: plan, execution, choice, results."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmrepmtl.comparison import choice, plan, runs
 from mmrepmtl.comparison.collect import rows_of
@@ -13,6 +17,7 @@ from mmrepmtl.comparison.execution import Execution, share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant, Options
 from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.report import write_reports
 from mmrepmtl.comparison.results import CONSTANT, RESULTS, Row, read_results, write_results
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.utils.files import whole_file
@@ -80,15 +85,22 @@ class Comparison:
     def _final(self, group: str) -> list[Run]:
         """The runs of a sweep's chosen value."""
         chosen = self.choices[group]['chosen']
-        return self._checked(self._make([one for one in self.sweeps[group] if one.entry.label == chosen]))
+        note = f'the best of {len(self.sweeps[group])} values on the validation data'
+        planned = self._make([one for one in self.sweeps[group] if one.entry.label == chosen])
+        return self._checked([replace(run, note=note) for run in planned])
 
     def _checked(self, planned: list[Run]) -> list[Run]:
         """Refuses what has another config; marks what results files have."""
         runs.check_unchanged(planned)
-        for file in [*([self.results] if self.results.is_file() else []), *self._known]:
+        if self.results.is_file():
+            rows = read_results(self.results)
+            planned = runs.mark_known(planned, rows, self.results)
+            self._add(rows)
+        labels = {CONSTANT, *(run.contestant.entry.label for run in planned)}
+        for file in self._known:
             rows = read_results(file)
             planned = runs.mark_known(planned, rows, file)
-            self._add(rows)
+            self._add([row for row in rows if row.label in labels and row.seed in (None, *self.seeds)])
         return planned
 
     def plan_lines(self) -> list[str]:
@@ -131,24 +143,18 @@ class Comparison:
             waiting = sum(len(self.seeds) for group in self.sweeps if group not in self.choices)
             progress = Progress(self.runs, waiting, resources.jobs, lambda: self.rows)
             execution = Execution(self.work_dir, lock, resources, self._prepare, self._finish, progress)
-            self._execute(execution, self.runs)
+            execution.run([run for run in self.runs if not run.known])
             for group in self.sweeps:
                 if group not in self.choices and not execution.stopped and self._choose(group, execution):
                     progress.say(choice.describe(group, self.choices[group]))
                     final = self._final(group)
                     self.runs += final
                     progress.add(final)
-                    self._execute(execution, final)
+                    execution.run([run for run in final if not run.known])
             progress.close()
         finally:
             lock.release()
         return self._end(execution)
-
-    def _execute(self, execution: Execution, planned: Sequence[Run]) -> None:
-        for run in planned:
-            if run.state == 'done' and not run.known:
-                self._finish(run)
-        execution.run([run for run in planned if run.state != 'done'])
 
     def _choose(self, group: str, execution: Execution) -> bool:
         labels = {one.entry.label for one in self.sweeps[group]} | {choice.BASELINE}
@@ -163,7 +169,10 @@ class Comparison:
     def _end(self, execution: Execution) -> int:
         if execution.stopped:
             return 128 + execution.stopped
-        print(f'results: {self.results}')
+        written = [self.results]
+        if any(row.split == 'test' for row in self.rows):
+            written += write_reports(self.work_dir, self.rows)
+        print(f'written: {" ".join(map(str, written))}')
         if execution.failed:
             print(f'{len(execution.failed)} of {len(self.runs)} runs failed; the same command tries them again')
         return 1 if execution.failed else 0
@@ -182,6 +191,11 @@ class Comparison:
                 file.write(own.read_bytes())
         self._add(rows_of(run, self.config))
         self._write()
+        if any(row.split == 'test' for row in self.rows):
+            try:
+                write_reports(self.work_dir, self.rows, pictures=False)
+            except Exception as error:  # the runs go on; at the end it is raised
+                print_log(f'{self.work_dir}: the report is not written now: {error!r}', 'current', logging.WARNING)
 
     def _add(self, rows: Sequence[Row]) -> None:
         """Keeps one row for each run and metric, the last that came, in the order of the plan."""

@@ -20,8 +20,11 @@ from mmrepmtl.comparison.job import LOG, RunJob, tail
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.progress import Progress
 from mmrepmtl.comparison.runs import Run
+from mmrepmtl.utils.files import whole_file
 
 JOBS = 'jobs'
+QUEUED = 'slurm_job'
+"""File in a run's folder: the number of its job on a cluster."""
 POLL_SECONDS = 0.5
 TAIL = 12
 """Lines of a failed run's log that are shown."""
@@ -123,33 +126,68 @@ class Execution:
 
     def run(self, runs: Sequence[Run]) -> None:
         """Executes the runs; returns when all are over, or when a signal has stopped them."""
-        waiting, running = list(runs), {}
+        waiting, running, told = list(runs), {}, False
         with self._listening():
             while (waiting and not self.stopped) or running:
                 for slot, (run, job) in list(running.items()):
                     if job.done():
                         del running[slot]
                         self._end(run, job)
-                free = [slot for slot in range(self._resources.jobs) if slot not in running]
-                for slot in free if not self.stopped else []:
-                    # A run that a killed comparison has left at work ends by itself, with a checkpoint.
-                    run = next((run for run in waiting if run.state != 'running'), None)
-                    if run is None:
-                        break
-                    waiting.remove(run)
-                    if run.state == 'done':
-                        self._done(run)
-                        continue
-                    self._starting(run)
-                    running[slot] = (run, self._submit(run, slot))
-                    self.progress.say(f'started: {run.name}')
+                if self.stopped and not told:
+                    told = True
+                    self._stop(len(running))
+                if self.stopped and self._resources.slurm:
+                    break
+                for slot in range(self._resources.jobs):
+                    if slot not in running and not self.stopped:
+                        self._start_next(waiting, running, slot)
                 self.progress.show([run for run, _ in running.values()])
                 if waiting or running:
                     time.sleep(POLL_SECONDS)
 
+    def _start_next(self, waiting: list[Run], running: dict[int, tuple[Run, submitit.Job]], slot: int) -> None:
+        slurm = self._resources.slurm is not None
+        while True:
+            # A run that a killed comparison has left at work here ends by itself, with a checkpoint.
+            run = next((run for run in waiting if slurm or run.state != 'running'), None)
+            if run is None:
+                return
+            waiting.remove(run)
+            if run.state != 'done':
+                break
+            self._done(run)
+        job = self._queued(run) if slurm else None
+        if job is not None:
+            self.progress.say(f'in the queue: {run.name}, job {job.job_id}')
+        else:
+            self._starting(run)
+            job = self._submit(run, slot)
+            self.progress.say(f'started: {run.name}' + (f', job {job.job_id}' if slurm else ''))
+        running[slot] = (run, job)
+
+    def _queued(self, run: Run) -> submitit.Job | None:
+        """The job of this run that an earlier call has left in Slurm's queue."""
+        file = run.folder / QUEUED
+        if not file.is_file():
+            return None
+        job: submitit.Job = submitit.SlurmJob(self._executor.folder, file.read_text(encoding='utf-8').strip())
+        return None if job.done(force_check=True) else job
+
+    def _stop(self, count: int) -> None:
+        if self._resources.slurm is not None:
+            self.progress.say(f'{count} jobs stay in the queue; the same command takes them up again')
+            return
+        self._lock.stop_runs()
+        self.progress.say(f'stopping: {count} runs write their checkpoints; a second signal does not wait for them')
+
     def _done(self, run: Run) -> None:
-        self._finished(run)
-        self.progress.say(f'done: {run.name}')
+        try:
+            self._finished(run)
+        except ValueError as error:  # a file of its numbers is damaged; the other runs go on
+            self.failed.append(run)
+            self.progress.say(f'failed: {run.name}; {error}')
+        else:
+            self.progress.say(f'done: {run.name}')
 
     def _submit(self, run: Run, slot: int) -> submitit.Job:
         env, name = self._environment(slot)
@@ -167,7 +205,11 @@ class Execution:
         folder = str(run.folder.absolute())
         spec = dict(folder=folder, steps=steps, env=env, cwd=os.getcwd(), alive=alive, about=about)
         with _deaf():
-            return self._executor.submit(RunJob(spec))
+            job = self._executor.submit(RunJob(spec))
+        if self._resources.slurm:
+            with whole_file(run.folder / QUEUED) as file:
+                file.write(f'{job.job_id}\n'.encode())
+        return job
 
     def _environment(self, slot: int) -> tuple[dict[str, str], str]:
         """What differs in the environment of a run, and the name of its device."""
@@ -189,6 +231,9 @@ class Execution:
         elif record.get('state') == 'interrupted' or self.stopped:
             self.progress.say(f'stopped: {run.name}; the same command goes on with it')
             self.failed += [] if self.stopped else [run]
+        elif run.state == 'running':
+            self.failed.append(run)
+            self.progress.say(f'busy: {run.name}; another process is at work in {run.folder}')
         else:
             self.failed.append(run)
             self.progress.say(f'failed: {run.name}; the last lines of {run.folder / LOG}:')
@@ -205,10 +250,7 @@ class Execution:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
                 return
-            self.stopped = number
-            if self._resources.slurm is None:
-                self._lock.stop_runs()
-                self.progress.say('stopping: the runs write their checkpoints; a second signal does not wait for them')
+            self.stopped = number  # what follows is done by the loop, which may be printing now
 
         old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:

@@ -15,6 +15,7 @@ from mmrepmtl.comparison.results import STL, Row
 from mmrepmtl.comparison.settings import differences
 from mmrepmtl.engine.hooks.metrics_file import METRICS_FILE
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
+from mmrepmtl.engine.hooks.task_gradients import TaskGradientsHook
 
 RUNS = 'runs'
 TEST_METRICS = 'test_metrics.json'
@@ -34,6 +35,7 @@ class Run:
         steps: ``(name, command)`` in their order.
         results: ``(split, file in the folder)`` of the metrics that it yields.
         known: Whether rows of the results have its numbers already.
+        note: Said in the results beside the selection of the checkpoint.
     """
 
     contestant: Contestant
@@ -42,6 +44,7 @@ class Run:
     steps: tuple[tuple[str, tuple[str, ...]], ...]
     results: tuple[tuple[str, str], ...]
     known: bool = False
+    note: str = ''
 
     @property
     def name(self) -> str:
@@ -129,6 +132,9 @@ def _train_command(contestant: Contestant, folder: Path, seed: int, options: Opt
     ):
         command += [name, value] if value is not None else []
     own = [f'{key}={value}' for key, value in entry.options.items()]
+    if options.gradients and contestant.measures_gradients:
+        hook = 'default_hooks.task_gradients'
+        own += [f'{hook}.type={TaskGradientsHook.__name__}', f'{hook}.interval={options.gradients}']
     if options.cfg_options or own:
         command += ['--cfg-options', *options.cfg_options, *own]
     return command

@@ -14,6 +14,7 @@ from mmrepmtl.utils.config_types import plain_data
 _IGNORED = (
     'work_dir',
     'experiment_name',
+    'data_root',
     'launcher',
     'resume',
     'log_level',
@@ -23,7 +24,7 @@ _IGNORED = (
     'default_scope',
     'custom_imports',
 )
-_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint')
+_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint', 'task_gradients')
 _IGNORED_OF_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 _IGNORED_OF_DATA = ('data_root', 'cache_dir')
 
@@ -37,7 +38,9 @@ def settings_of(cfg: Config) -> dict[str, Any]:
     Args:
         cfg: As :func:`mmrepmtl.apis.load_config` makes it.
     """
-    content = {key: value for key, value in plain_data(cfg.to_dict()).items() if key not in _IGNORED}
+    content = plain_data(cfg.to_dict())
+    # A leading underscore: a part that the config file uses where it counts.
+    content = {key: value for key, value in content.items() if key not in _IGNORED and not key.startswith('_')}
     for hook in _IGNORED_HOOKS:
         (content.get('default_hooks') or {}).pop(hook, None)
     for split in SPLITS:

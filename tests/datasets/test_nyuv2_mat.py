@@ -30,6 +30,12 @@ def official(tmp_path_factory):
     return folder
 
 
+def test_its_training_images_are_divided_too(official):
+    # A part of 50 images in a row ends with those that are held out: of so few, none.
+    assert len(NYUv2Dataset(official, 'train-part')) == len(NYUv2Dataset(official, 'train')) == len(SPLITS['train'])
+    assert len(NYUv2Dataset(official, 'val-part')) == 0
+
+
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_it_is_read_as_it_is_converted(official, tmp_path, split):
     assert convert('nyuv2', official, tmp_path, size='30x40') == 0
