@@ -289,6 +289,18 @@ def test_a_broken_run_costs_its_pictures_alone(made, tmp_path):
     assert 'rep-mtl: depth' in alts and 'ew: depth' not in alts
 
 
+def test_without_pictures_only_those_that_were_drawn_before_are_shown(made, tmp_path):
+    folder = tmp_path / 'partly'
+    shutil.copytree(made[0], folder)
+    (run_folder(folder, 'ew', 0) / pictures.CACHE).unlink()
+    write_reports(folder, made[1], pictures=False)
+    page = Page((folder / 'report.html').read_text(encoding='utf-8'))
+    assert 'not drawn yet, but with the report at the end: ew' in page.sections['samples']
+    alts = {attrs.get('alt') for tag, attrs in page.tags if tag == 'img'}
+    assert 'rep-mtl: depth' in alts and 'stl: semseg' in alts and 'ew: depth' not in alts
+    assert not (run_folder(folder, 'ew', 0) / pictures.CACHE).exists()
+
+
 def test_hostile_labels_logs_and_metrics_stay_text(tmp_path):
     rows = make_rows({'stl': 0, 'ew': 0, HOSTILE: 1})
     rows += [
@@ -324,4 +336,3 @@ def test_values_of_a_sweep_have_a_table_of_their_own(tmp_path):
     write_reports(tmp_path, rows, pictures=False)
     page = Page((tmp_path / 'report.html').read_text(encoding='utf-8'))
     assert 'rep-mtl:a=2' in page.sections['chosen'] and 'rep-mtl:a=2' not in page.sections['table']
-    assert 'no predictions were asked for' in page.sections['samples']
