@@ -7,8 +7,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmrepmtl.engine.hooks import TaskGradientsHook
 from tests.distributed.harness import SizedModel
 from tests.distributed.launch import run_processes
+from tests.engine.gradient_log import train
 from tests.engine.harness import CASES, wrap
-from tests.engine.test_task_gradients import train
 from tests.engine.toy import make_batch, make_model, split
 
 NAMES = ('rep-mtl', 'pcgrad')

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 
 from mmrepmtl.engine.hooks import TaskGradientsHook
 from mmrepmtl.engine.hooks.task_gradients import losses_of_tasks, norms_and_cosines
 from mmrepmtl.registry import HOOKS
+from tests.engine.gradient_log import train
 from tests.engine.harness import CASES, wrap
 from tests.engine.toy import OwnSamples, ToyModel, make_batch, make_model
 
@@ -37,25 +37,6 @@ class TwoLevels(ToyModel):
             b=(self.heads['b'](z + self.extra(first)) - b).abs().mean(),
             c=((self.heads['c'](z) - c) ** 2).mean(),
         )
-
-
-def train(model, wrapper, hook, steps=3, batch=make_batch) -> list[dict[str, float]]:
-    """What the message hub holds of the gradients after each step."""
-    hub = MessageHub.get_instance(
-        'task_gradients',
-    )
-    hub.log_scalars.clear()
-    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0, message_hub=hub)
-    hook.before_train(runner)
-    found = []
-    for step in range(steps):
-        runner.iter = step
-        hook.before_train_iter(runner, step)
-        model.train_step(batch(8, step), wrapper)
-        hook.after_train_iter(runner, step)
-        prefix = 'train/task_gradients/'
-        found.append({k.removeprefix(prefix): float(v.current()) for k, v in hub.log_scalars.items() if prefix in k})
-    return found
 
 
 def by_hand(model, batch, z_of) -> dict[str, float]:
