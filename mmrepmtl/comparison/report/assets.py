@@ -39,10 +39,10 @@ th[aria-sort=descending] button::after {content: ' \\25be'}
 .methods label {cursor: pointer; white-space: nowrap}
 .methods svg {display: inline-block; vertical-align: 1px; margin: 0 4px 0 0}
 .samples {display: grid; gap: 6px 8px; overflow-x: auto; justify-content: start; font-size: 12px; margin: 8px 0 28px}
-.samples img, img.input {display: block; width: 150px; height: auto; image-rendering: pixelated; border-radius: 2px}
-.samples .head {font-weight: 600}
+.samples img, img.input {display: block; width: 132px; height: auto; image-rendering: pixelated; border-radius: 2px}
+.samples .head {font-weight: 600; max-width: 132px; overflow-wrap: anywhere; align-self: end}
 .samples .name {position: sticky; left: 0; background: Canvas; padding-right: 8px; align-self: center}
-.samples .legend {width: 150px}
+.samples .legend {width: 170px}
 .swatch {white-space: nowrap; margin-right: 10px; display: inline-block}
 .swatch i {display: inline-block; width: 11px; height: 11px; margin-right: 4px; border: 1px solid #888;
   vertical-align: -1px}
