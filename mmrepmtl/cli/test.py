@@ -25,6 +25,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--show-dir', help='where predictions.png goes')
     parser.add_argument('--no-constant', action='store_true', help='leave out the best constant predictions')
     parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
+    parser.add_argument(
+        '--quiet', action='store_true', help='keep the log in its file; show what runs, how far it is, and the results'
+    )
     parser.add_argument('--data-root', help='folder of the data set')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='key=value pairs that override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -54,5 +57,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             check_comparable(cfg, baselines)
     except (OSError, ValueError) as error:
         sys.exit(f'test: error: {error}')
-    evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
+    evaluate(
+        cfg,
+        args.checkpoint,
+        stl,
+        not args.no_constant,
+        args.show_dir,
+        trust_checkpoint=args.trust_checkpoint,
+        quiet=args.quiet,
+    )
     finish_launch()
