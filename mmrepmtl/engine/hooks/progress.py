@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmrepmtl.engine.optim_wrapper import MultiTaskOptimWrapper
 from mmrepmtl.engine.report import describe
@@ -29,51 +30,51 @@ class ProgressHook(Hook):
         self._bars: dict[str, Progress] = {}
 
     @master_only
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Says what runs."""
         for name, text in _facts(runner).items():
             print(f'{name:<9} {text}', flush=True)
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         """Opens the progress of the training, at the first epoch of this process."""
         if 'training' not in self._bars:
             self._open('training', runner.max_iters, runner.iter, self.lines)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """One more iteration."""
         bar = self._bars.get('training')
         if bar is not None and bar.is_due(runner.iter + 1):
             bar.update(runner.iter + 1, _note(runner, outputs))
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Ends the progress of the training."""
         self._close('training')
 
-    def before_val_epoch(self, runner) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         """Opens the progress of a validation; it has its own line."""
         if 'training' in self._bars:
             self._bars['training'].close()
         self._open('validation', len(runner.val_dataloader), 0, 1)
 
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """One more batch of a validation."""
         self._step('validation')
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Says the first metric of each task."""
         self._close('validation')
         if metrics and is_main_process():
             print(f'validation: {", ".join(_first_of_each(metrics))}', flush=True)
 
-    def before_test_epoch(self, runner) -> None:
+    def before_test_epoch(self, runner: Runner) -> None:
         """Opens the progress of a test."""
         self._open('test', len(runner.test_dataloader), 0, 4)
 
-    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """One more batch of a test."""
         self._step('test')
 
-    def after_test_epoch(self, runner, metrics=None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """Ends the progress of a test."""
         self._close('test')
 
@@ -91,7 +92,7 @@ class ProgressHook(Hook):
             bar.close()
 
 
-def _facts(runner) -> dict[str, str]:
+def _facts(runner: Runner) -> dict[str, str]:
     """What runs, by a name of each fact."""
     model = runner.model.module if runner.distributed else runner.model
     weights = sum(parameter.numel() for parameter in model.parameters())
@@ -100,11 +101,12 @@ def _facts(runner) -> dict[str, str]:
     device = next(model.parameters()).device
     threads = f', {torch.get_num_threads()} threads' if device.type == 'cpu' else ''
     ranks = f', {num_processes()} processes' if num_processes() > 1 else ''
-    steps = f'{runner.max_epochs} epochs, ' if runner.max_epochs else ''
+    steps = f'{runner.max_epochs} epochs, ' if _has_epochs(runner) else ''
+    batch = f', {loader.batch_size} in a batch' if loader.batch_size else ''
     done = f', {runner.iter} of them done' if runner.iter else ''
     facts = dict(
         model=f'{_parts(model, runner.cfg.get("model"))}; {weights / 1e6:.1f} M parameters',
-        data=f'{_name_of(loader.dataset)}, {_count(loader.dataset)} training images, {loader.batch_size} in a batch',
+        data=f'{_name_of(loader.dataset)}, {_count(loader.dataset)} training images{batch}',
         method=method.replace('; ', '\n' + 10 * ' '),
         device=f'{device}{threads}{ranks}',
         length=f'{steps}{runner.max_iters} iterations{done}',
@@ -130,6 +132,10 @@ def _parts(model: torch.nn.Module, config: Any) -> str:
     return ' -> '.join(found) or type(model).__name__
 
 
+def _has_epochs(runner: Runner) -> bool:
+    return not isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
 def _name_of(dataset: Any) -> str:
     return type(dataset).__name__
 
@@ -138,13 +144,13 @@ def _count(dataset: Any) -> str:
     return str(len(dataset)) if hasattr(dataset, '__len__') else 'a stream of'
 
 
-def _note(runner, outputs: Any) -> str:
+def _note(runner: Runner, outputs: Any) -> str:
     """The epoch and the loss of each task, before any transform; of a foreign model the sum."""
-    notes = [f'epoch {runner.epoch + 1}'] if runner.max_epochs else []
+    notes = [f'epoch {runner.epoch + 1}'] if _has_epochs(runner) else []
     losses = outputs if isinstance(outputs, Mapping) else {}
     raw = {key.removeprefix('raw/'): value for key, value in losses.items() if key.startswith('raw/')}
     if not raw and 'loss' in losses:
-        raw = dict(loss=losses['loss'])
+        notes.append(f'loss {float(losses["loss"]):.3g}')
     if raw:
         notes.append('losses ' + ' '.join(f'{name} {float(value):.3g}' for name, value in raw.items()))
     return ', '.join(notes)
@@ -152,7 +158,7 @@ def _note(runner, outputs: Any) -> str:
 
 def _first_of_each(metrics: Mapping[str, float]) -> list[str]:
     """'task/metric value' for the first metric of each task."""
-    first = {}
+    first: dict[str, str] = {}
     for key, value in metrics.items():
         first.setdefault(key.rpartition('/')[0], f'{key} {value:.4g}')
     return list(first.values())
