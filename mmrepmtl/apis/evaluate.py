@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
-from mmrepmtl.apis.run_hooks import register_run_hooks
+from mmrepmtl.apis.run_hooks import register_run_hooks, runner_class
 from mmrepmtl.apis.splits import check_split, dataset_of, listed_metrics, metrics_of_split
 from mmrepmtl.engine.hooks.metrics_file import MetricsFileHook
 from mmrepmtl.evaluation import (
@@ -26,6 +26,7 @@ from mmrepmtl.evaluation import (
     fit_constants,
     save_results,
 )
+from mmrepmtl.models.encoders import without_initial_weights
 from mmrepmtl.registry import DATASETS, METRICS
 from mmrepmtl.utils.checkpoint import load_checkpoint, trust_checkpoints
 from mmrepmtl.utils.config_types import name_types, plain_data
@@ -44,6 +45,7 @@ def evaluate(
     show_dir: str | Path | None = None,
     num_pictures: int = 8,
     trust_checkpoint: bool = False,
+    quiet: bool = False,
 ) -> dict:
     """Tests a checkpoint on ``cfg.test_dataloader`` and prints a table.
 
@@ -55,6 +57,7 @@ def evaluate(
         show_dir: Where ``predictions.png`` goes, or None.
         num_pictures: Rows of that picture.
         trust_checkpoint: Load a checkpoint that holds more than data.
+        quiet: Keep mmengine's log in its file, and show the progress instead.
 
     Returns:
         ``dict(metrics, constant, delta)``, on every rank the same metrics; also written to ``test_metrics.json`` in the
@@ -66,11 +69,11 @@ def evaluate(
             constants or the picture failed; the metrics are in the file all the same.
     """
     _prepare(cfg, stl, constant, show_dir)
-    with trust_checkpoints(trust_checkpoint):
+    with trust_checkpoints(trust_checkpoint), without_initial_weights():
         state = load_checkpoint(checkpoint)
-        runner = Runner.from_cfg(_without_incomplete_parts(cfg))
+        runner = runner_class(quiet).from_cfg(_without_incomplete_parts(cfg))
     watch_ranks(cfg)
-    register_run_hooks(runner)
+    register_run_hooks(runner, quiet)
     model = runner.model.module if runner.distributed else runner.model
     load_weights(model, state['state_dict'], checkpoint)
     origin = _origin(state.get('meta', {}))
@@ -228,11 +231,9 @@ def _constants(cfg: Config) -> dict[str, float]:
     known = _read_constants(file)
     if known is not None and known['source'] == source:
         return known['metrics']
-    print('best constant predictions of the training set (once per data set):')
+    print('the best constant predictions of the training set, once per data set:', flush=True)
     constants = fit_constants(DATASETS.build(train_cfg), metrics_cfg)
-    print()
     metrics = evaluate_constants(DATASETS.build(test_set), metrics_cfg, constants)
-    print()
     with whole_file(file) as opened:
         opened.write(json.dumps(dict(source=source, constants=constants, metrics=metrics), indent=1).encode())
     return metrics

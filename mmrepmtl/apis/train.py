@@ -3,34 +3,36 @@
 import copy
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
 
 from mmrepmtl.apis.config import metric_settings, prepare_launch, test_data, watch_ranks
 from mmrepmtl.apis.config_writer import rewrite_config
 from mmrepmtl.apis.evaluate import evaluate, metrics_of
-from mmrepmtl.apis.run_hooks import register_run_hooks
+from mmrepmtl.apis.run_hooks import register_run_hooks, runner_class
 from mmrepmtl.apis.splits import SPLITS, check_split, keep_metrics, listed_metrics, loader_of, own_datasets
 from mmrepmtl.apis.start import find_checkpoint, prepare_start
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.engine.hooks.resume import ResumeHook
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
 from mmrepmtl.evaluation import save_results
+from mmrepmtl.models.encoders import without_initial_weights
 from mmrepmtl.registry import HOOKS
 from mmrepmtl.utils.checkpoint import trust_checkpoints
 from mmrepmtl.utils.config_types import find_type, name_types
 
 
-def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
+def train(cfg: Config, trust_checkpoint: bool = False, quiet: bool = False) -> dict[str, float]:
     """Runs a training and returns the metrics of its last validation, the same on every rank.
 
     Args:
         cfg: As :func:`mmrepmtl.apis.load_config` makes it.
         trust_checkpoint: Load checkpoints that hold more than data.
+        quiet: Keep mmengine's log in its file; the screen shows what runs and how far it is, warnings and errors.
 
     Raises:
         ValueError: If the config lacks a part, the work directory cannot be written, or a checkpoint to start from is
@@ -43,15 +45,18 @@ def train(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
     with trust_checkpoints(trust_checkpoint):
         notes = prepare_start(cfg)
         _complete_hooks(cfg)
+        # A run that goes on has all its weights from its checkpoint.
+        weights = without_initial_weights() if cfg.get('resume') else nullcontext()
         try:
-            runner = Runner.from_cfg(cfg)
+            with weights:
+                runner = runner_class(quiet).from_cfg(cfg)
         except Exception:
             print(*notes, sep='\n', file=sys.stderr)
             raise
         if is_main_process():
             rewrite_config(runner)
         watch_ranks(cfg)
-        register_run_hooks(runner)
+        register_run_hooks(runner, quiet)
         for hook in runner.hooks:
             if isinstance(hook, ResumeHook):
                 hook.has_checkpoint_seed = True
@@ -76,7 +81,7 @@ def _complete_hooks(cfg: Config) -> None:
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *missing]
 
 
-def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str, float]:
+def train_single_tasks(cfg: Config, trust_checkpoint: bool = False, quiet: bool = False) -> dict[str, float]:
     """Trains each task alone, one after the other, and writes their *test* metrics to ``stl.json`` in the work dir.
 
     The network, the data and the schedule are those of the multi-task run, with one head. A task's run lies in the
@@ -96,7 +101,7 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
     selection = cfg.get('selection', 'last')
     # All configs first: what is wrong with the last task's must not be found after hours.
     for alone in [single_task_config(cfg, task) for task in heads]:
-        evaluations = train(copy.deepcopy(alone), trust_checkpoint)
+        evaluations = train(copy.deepcopy(alone), trust_checkpoint, quiet)
         if selection == 'last10':  # their mean over the last epochs, on the test set
             metrics |= evaluations
             continue
@@ -108,7 +113,8 @@ def train_single_tasks(cfg: Config, trust_checkpoint: bool = False) -> dict[str,
             if checkpoint is None:
                 raise ValueError(f'{alone.work_dir}: the run wrote no checkpoint to test; set default_hooks.checkpoint')
         alone.experiment_name += '_test'
-        metrics |= evaluate(alone, checkpoint, constant=False, trust_checkpoint=trust_checkpoint)['metrics']
+        tested = evaluate(alone, checkpoint, constant=False, trust_checkpoint=trust_checkpoint, quiet=quiet)
+        metrics |= tested['metrics']
     if is_main_process():
         names = {'last': NO_SELECTION, 'best-val': 'best-val of each task', 'last10': 'last10'}
         meta = dict(

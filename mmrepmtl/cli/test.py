@@ -24,6 +24,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--split', choices=['test', 'val'], default='test', help='val: on the validation data instead')
     parser.add_argument('--show-dir', help='where predictions.png goes')
     parser.add_argument('--no-constant', action='store_true', help='leave out the best constant predictions')
+    parser.add_argument(
+        '--quiet', action='store_true', help='keep the log in its file; show what runs, how far it is, and the results'
+    )
     add_trust(parser)
     add_config_options(parser)
     add_launcher(parser)
@@ -52,5 +55,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             check_comparable(cfg, baselines)
     except (OSError, ValueError) as error:
         sys.exit(f'test: error: {error}')
-    evaluate(cfg, args.checkpoint, stl, not args.no_constant, args.show_dir, trust_checkpoint=args.trust_checkpoint)
+    evaluate(
+        cfg,
+        args.checkpoint,
+        stl,
+        not args.no_constant,
+        args.show_dir,
+        trust_checkpoint=args.trust_checkpoint,
+        quiet=args.quiet,
+    )
     finish_launch()

@@ -52,6 +52,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     )
     parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16'])
     parser.add_argument('--seed', type=int)
+    parser.add_argument(
+        '--quiet', action='store_true', help='keep the log in its file; show what runs, how far it is, and the results'
+    )
     add_config_options(parser)
     add_launcher(parser)
     return parse_launched(parser, argv)
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     apply_selection(cfg, args.selection, args.selection_metric, args.force_selection)
     run = train_single_tasks if cfg.get('single_task') else train
     try:
-        run(cfg, trust_checkpoint=args.trust_checkpoint)
+        run(cfg, trust_checkpoint=args.trust_checkpoint, quiet=args.quiet)
     except Interrupted:  # on every rank, with a checkpoint written
         finish_launch()
         raise

@@ -11,17 +11,15 @@ training set with the test pipeline: an augmentation would change the statistics
 """
 
 import copy
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-from mmengine.utils import ProgressBar
 
 from mmrepmtl.evaluation.constant_fitters import FITTERS, Constant, ConstantFitter
 from mmrepmtl.evaluation.metric_table import Directions, higher_is_better, is_better
 from mmrepmtl.evaluation.streaming import StreamingMetric
 from mmrepmtl.registry import METRICS
 from mmrepmtl.structures import MultiTaskDataSample
+from mmrepmtl.utils.progress import Progress
 
 Specs = Mapping | StreamingMetric | Sequence[Mapping | StreamingMetric]
 """Metrics or their configs, as in ``test_evaluator``."""
@@ -41,7 +39,7 @@ def fit_constants(
             samples; in one process, not sharded.
         specs: Metrics or their configs, as in ``test_evaluator``; of the kinds in ``FITTERS``.
         max_samples: Look at this many samples only, spread evenly over a data set, the first ones of an iterable.
-        progress: Show a progress bar.
+        progress: Show how far it is.
 
     Returns:
         ``{'task/metric': constant}``, keyed like the metrics, of types that JSON knows.
@@ -50,7 +48,7 @@ def fit_constants(
         ValueError: A task has no valid label in the data set, or a metric has no constant baseline.
     """
     fitters = [_fitter(metric)(metric) for metric in _build(specs, dataset)]
-    for sample in _samples(dataset, max_samples, progress):
+    for sample in _samples(dataset, max_samples, 'best constants, fit' if progress else None):
         for fitter in fitters:
             target = sample.targets.get(fitter.metric.target)
             if target is not None:
@@ -82,7 +80,7 @@ def evaluate_constants(
         specs: The same as for :func:`fit_constants`.
         constants: The result of :func:`fit_constants` for the training set.
         max_samples: See :func:`fit_constants`.
-        progress: Show a progress bar.
+        progress: Show how far it is.
 
     Returns:
         ``{'task/metric': value}``, NaN where the data set has no labels.
@@ -104,7 +102,7 @@ def evaluate_constants(
             else:
                 by_constant.append((constants[key], [key]))
         runs += [(copy.deepcopy(metric), constant, keys) for constant, keys in by_constant]
-    for index, sample in enumerate(_samples(dataset, max_samples, progress)):
+    for index, sample in enumerate(_samples(dataset, max_samples, 'best constants, test' if progress else None)):
         for metric, constant, _ in runs:
             target = sample.targets.get(metric.target)
             if target is None:
@@ -187,7 +185,8 @@ def _build(specs: Specs, dataset: Any) -> list[StreamingMetric]:
     return metrics
 
 
-def _samples(dataset: Any, max_samples: int | None, progress: bool) -> Iterator[MultiTaskDataSample]:
+def _samples(dataset: Any, max_samples: int | None, label: str | None) -> Iterator[MultiTaskDataSample]:
+    """The data samples; their progress is shown under ``label``."""
     if max_samples is not None and max_samples < 1:
         raise ValueError(f'max_samples is {max_samples}, but must be at least 1')
     items: Iterable = dataset
@@ -197,16 +196,20 @@ def _samples(dataset: Any, max_samples: int | None, progress: bool) -> Iterator[
         number = taken = size if max_samples is None else min(max_samples, size)
         # Spread over the set: neighbouring samples often show the same scene.
         items = (dataset[index * size // number] for index in range(number))
-    bar = ProgressBar(taken or 0, file=sys.stdout) if progress else None
+    bar = None if label is None else Progress(label, taken or 0, lines=4)
     seen = 0
-    for item in items:
-        for sample in _unpack(item):
-            if seen == max_samples:
-                return
-            yield sample
-            seen += 1
-            if bar is not None:
-                bar.update()
+    try:
+        for item in items:
+            for sample in _unpack(item):
+                if seen == max_samples:
+                    return
+                yield sample
+                seen += 1
+                if bar is not None:
+                    bar.step()
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _unpack(item: Any) -> Sequence[MultiTaskDataSample]:

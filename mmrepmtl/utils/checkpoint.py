@@ -4,6 +4,7 @@ Each reader of this package goes through :func:`read_checkpoint`, and so do thos
 (``mmrepmtl.engine.schemes``). It needs torch alone.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -70,7 +71,7 @@ def is_trusted() -> bool:
     return _trusted.get()
 
 
-def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = False) -> Any:
+def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = False, sha256: str | None = None) -> Any:
     """Reads a file of ``torch.save``, or a ``.safetensors`` file.
 
     The checksums of all parts of the file are compared first. The old format (PyTorch < 1.6) and safetensors have none:
@@ -80,6 +81,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
         path: The file.
         map_location: The device of the tensors, as for ``torch.load``.
         trust: Load anything, code included, because the user said so; so does :func:`trust_checkpoints`.
+        sha256: Checksum of the whole file, in hexadecimal digits. Another file is refused before anything is read.
 
     Returns:
         Its content: tensors, numbers, text, plain containers, NumPy arrays and numbers, log buffers of mmengine. A
@@ -87,21 +89,24 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', trust: bool = F
 
     Raises:
         MissingCheckpointError: There is no such file; also a FileNotFoundError.
-        CheckpointError: It is damaged or cannot be read, or holds something else than data; also a ValueError.
+        CheckpointError: It is damaged or cannot be read, has another checksum, or holds something else than data; also
+            a ValueError.
     """
     path, trust = Path(os.path.expanduser(path)), trust or is_trusted()
     _check_file(path)
-    if path.suffix == '.safetensors':
-        return _read_safetensors(path, map_location)
     try:
         with open(path, 'rb') as file:
+            if sha256 is not None:
+                _check_sha256(path, file, sha256)
+            if path.suffix == '.safetensors':
+                return _read_safetensors(path, map_location, sha256 is not None)
             check = _check_records if file.read(4) == b'PK\x03\x04' else _check_old_format
             verified = check(path, file, trust)
             file.seek(0)
             content = _read_anything(path, file, map_location) if trust else _read_data(path, file, map_location)
     except OSError as error:
         raise CheckpointError(f'the checkpoint {_shown(path)} cannot be read: {_shown(error)}') from error
-    if not verified:
+    if not verified and sha256 is None:
         _warn_of_no_checksum(path)
     return content
 
@@ -130,18 +135,20 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> dict:
     return checkpoint
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Reads weights from a local file.
 
     Args:
         path: A ``.safetensors`` file, or a file of ``torch.save`` that holds a state dict, also nested under
             ``state_dict``, ``model`` or ``model_state_dict`` and with DistributedDataParallel's ``module.`` prefix.
+        sha256: Checksum of the file, see :func:`read_checkpoint`.
 
     Raises:
         MissingCheckpointError: If there is no such file.
-        CheckpointError: The file is damaged, holds no weights, or objects that could run code when they are loaded.
+        CheckpointError: The file is damaged, has another checksum, holds no weights, or objects that could run code
+            when they are loaded.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, sha256=sha256)
     for nest in _NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
@@ -167,6 +174,15 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f'the checkpoint {_shown(path)} is a pipe, socket or device; give a file')
     if status.st_size == 0:
         raise CheckpointError(f'the checkpoint {_shown(path)} is damaged: it is empty; use an earlier one')
+
+
+def _check_sha256(path: Path, file: BinaryIO, expected: str) -> None:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f'the checkpoint {_shown(path)} has the sha256 {found} and not {expected}: it is damaged or another file'
+        )
+    file.seek(0)
 
 
 def _check_records(path: Path, file: BinaryIO, trust: bool) -> bool:
@@ -250,7 +266,7 @@ def _read_anything(path: Path, file: BinaryIO, map_location: Any) -> Any:
         raise CheckpointError(f'the checkpoint {_shown(path)} cannot be loaded: {_shown(error)}') from error
 
 
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, map_location: Any, verified: bool) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -258,7 +274,8 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Tensor]:
         content = load_file(path)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(_damage(path, error)) from error
-    _warn_of_no_checksum(path)
+    if not verified:
+        _warn_of_no_checksum(path)
     if isinstance(map_location, str | torch.device):
         return {key: value.to(map_location) for key, value in content.items()}
     return content

@@ -240,7 +240,7 @@ def test_progress_and_metainfo(train, capsys):
 
     constants = fit_constants(WithMeta(train), dict(type='SegmentationMetric', task='semseg'))
     assert constants == {'semseg/mIoU': 1, 'semseg/pixAcc': 1}
-    assert '12/12' in capsys.readouterr().out
+    assert 'fit 12 of 12 (100 %)' in capsys.readouterr().out
     with pytest.raises(ValueError, match="no target 'depth'"):
         fit_constants(WithMeta(train), SPECS[1], progress=False)
 

@@ -89,6 +89,17 @@ def test_checkpointing_trains_the_same_network(kind, aggregator):
     assert_equal(states[1], states[0], start)
 
 
+@pytest.mark.parametrize('kind', ['resnet', 'efficientnet', 'vit'])
+@pytest.mark.parametrize('aggregator', [None, dict(type='PCGrad')], ids=['one backward', 'a backward per task'])
+def test_another_order_in_memory_trains_the_same_network(kind, aggregator):
+    start, model = build(kind).state_dict(), build(kind, channels_last=True)
+    assert_equal(train(model, kind, aggregator=aggregator), train(build(kind), kind, aggregator=aggregator), start)
+    kernels = [parameter for parameter in model.encoder.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    levels = model.encoder(make_images(range(2), SIZE, torch.float64))
+    assert kind == 'vit' or levels.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('encoder', ENCODERS, ids=lambda encoder: encoder.name)
 def test_checkpointing_of_each_encoder_keeps_gradients_and_saves_memory(encoder):

@@ -3,6 +3,7 @@
 from .interrupt import Interrupted, InterruptHook
 from .log_history import LogHistoryHook
 from .metrics_file import MetricsFileHook
+from .progress import ProgressHook
 from .ranks import RanksHook
 from .resume import ResumeHook
 from .saving import CheckpointHook
@@ -15,6 +16,7 @@ __all__ = [
     'Interrupted',
     'LogHistoryHook',
     'MetricsFileHook',
+    'ProgressHook',
     'RanksHook',
     'ResumeHook',
     'SelectionHook',

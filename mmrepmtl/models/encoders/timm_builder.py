@@ -112,8 +112,19 @@ def _read_files(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Te
 
 
 def create_from_checkpoint(name: str, path: Path, arguments: dict[str, Any]) -> Any:
-    """Lets timm convert the weights (layout, image size, channels) and load them strictly, without the classifier."""
-    weights = read_state_dict(path)
+    """A model with the weights of a local file, see :func:`create_from_weights`."""
+    return create_from_weights(name, read_state_dict(path), path, arguments)
+
+
+def create_from_weights(name: str, weights: dict[str, Tensor], path: Path, arguments: dict[str, Any]) -> Any:
+    """Lets timm convert the weights (layout, image size, channels) and load them strictly, without the classifier.
+
+    Args:
+        name: timm's name of the model.
+        weights: By timm's names.
+        path: The file that they come from, for errors.
+        arguments: Further ones of ``timm.create_model``.
+    """
     for layer in _classifier_names(name):
         weights = {key: value for key, value in weights.items() if not key.startswith(f'{layer}.')}
     overlay = dict(state_dict=weights, num_classes=0, classifier=None)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mmrepmtl.registry import MODELS
 
+from .package_weights import PACKAGE, initial_weights_are_wanted, read_package_weights
 from .recomputation import Recomputation
-from .timm_builder import TokenNet, create, create_from_checkpoint
+from .timm_builder import TokenNet, create, create_from_checkpoint, create_from_weights
 
 LAYOUTS = ('NCHW', 'NHWC', 'NLC')
 
@@ -27,7 +28,8 @@ class TimmEncoder(nn.Module):
             A ResNet-50 at 8 is the paper's encoder: layer3 has dilation 1 then 2, layer4 2 then 4.
         out_indices: The levels that are returned, timm's numbering; negative ones count from the deepest.
         in_chans: Number of image channels.
-        pretrained: Whether to download timm's weights. Off, so that nothing needs a network by default.
+        pretrained: Whether to download timm's weights. Off, so that nothing needs a network by default. ``'package'``
+            takes ImageNet weights from an installed package, also without a network (docs/encoders.md).
         checkpoint: Local file of weights of this timm model (torchvision's ResNet weights fit, too). Loaded without
             running code from it; its classifier is left out. Excludes ``pretrained``.
         model_args: Further keyword arguments of the timm model, e.g. ``dict(drop_path_rate=0.1)`` or
@@ -37,6 +39,8 @@ class TimmEncoder(nn.Module):
             :class:`ToMapNeck`, and ``RepMTL`` the same ``layout`` (and ``num_prefix_tokens``).
         grad_checkpointing: Whether to recompute activations in the backward pass, as timm places it: in stages of a
             ResNet, in blocks of most others. Same gradients, same running statistics of BatchNorm.
+        channels_last: Whether maps lie in memory with the channels of a position together. The values are the same up
+            to rounding; networks of depthwise convolutions are faster so on a CPU (docs/encoders.md).
         compile: Whether to compile the encoder; True, or arguments of ``torch.compile``. The names of its weights stay
             the same. Heads are differentiated twice by Rep-MTL and cannot be compiled. Switches torch's donated buffers
             off, which gradient methods cannot have.
@@ -47,8 +51,9 @@ class TimmEncoder(nn.Module):
 
     Raises:
         ValueError: timm has no such model, the model has no such stride, level, layout or checkpointing, or the
-            checkpoint does not fit it; checkpointing with compile's backend ``'eager'``; in ``forward``, images that do
-            not have the fixed size that ``'NLC'`` needs.
+            checkpoint does not fit it; no installed package has the weights that ``'package'`` asks for, or its file is
+            another one than was tested; checkpointing with compile's backend ``'eager'``; in ``forward``, images that
+            do not have the fixed size that ``'NLC'`` needs.
     """
 
     def __init__(
@@ -57,19 +62,26 @@ class TimmEncoder(nn.Module):
         output_stride: int | None = None,
         out_indices: Sequence[int] = (-1,),
         in_chans: int = 3,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         checkpoint: str | Path | None = None,
         model_args: dict[str, Any] | None = None,
         layout: str = 'NCHW',
         grad_checkpointing: bool = False,
+        channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
+        if pretrained not in (False, True, PACKAGE):
+            raise ValueError(
+                'TimmEncoder: pretrained must be True (timm downloads its weights), False or '
+                f'{PACKAGE!r} (those of an installed package), got {pretrained!r}'
+            )
         if pretrained and checkpoint is not None:
             raise ValueError(
-                'TimmEncoder: give either pretrained=True (timm downloads its weights) or checkpoint='
-                f'{str(checkpoint)!r}, not both'
+                f'TimmEncoder: give either pretrained={pretrained!r} or checkpoint={str(checkpoint)!r}, not both'
             )
+        if not initial_weights_are_wanted():
+            pretrained, checkpoint = False, None
         if layout not in LAYOUTS:
             raise ValueError(f'TimmEncoder: layout must be one of {LAYOUTS}, got {layout!r}')
         arguments = dict(features_only=True, out_indices=tuple(out_indices), in_chans=in_chans, **(model_args or {}))
@@ -79,8 +91,12 @@ class TimmEncoder(nn.Module):
             arguments['feature_cls'] = TokenNet
         if checkpoint is not None:
             self.model = create_from_checkpoint(name, Path(checkpoint), arguments)
+        elif pretrained == PACKAGE:
+            self.model = create_from_weights(name, *read_package_weights(name), arguments)
         else:
-            self.model = create(name, pretrained=pretrained, **arguments)
+            self.model = create(name, pretrained=bool(pretrained), **arguments)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.channels: list[int] = list(self.model.feature_info.channels())
         self.reductions: list[int] = list(self.model.feature_info.reduction())
         if output_stride is not None and self.reductions[-1] > output_stride:
