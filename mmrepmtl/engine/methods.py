@@ -1,6 +1,6 @@
 """Registers, builds and sets up the methods, which are plain torch and know no registry themselves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ def build_method(cfg: Mapping[str, Any] | nn.Module | None, registry: Registry) 
 
 
 def setup_methods(
-    tasks: Sequence[str],
+    tasks: Collection[str],
     device: torch.device,
     weighting: Weighting,
     aggregator: Aggregator | None,

@@ -197,8 +197,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
         """Tells the methods their tasks, {task: prefix of its loss keys}, and moves them to the model's device."""
         self.prefixes = dict(prefixes)
         # Before a state is loaded: the optimizer puts its state on the device of the parameters.
-        device = self._model_parameters[0].device
-        setup_methods(list(prefixes), device, self.weighting, self.aggregator, self.regularizers)
+        setup_methods(prefixes, self._model_parameters[0].device, self.weighting, self.aggregator, self.regularizers)
 
     def _trainable(self) -> list[nn.Parameter]:
         """The trainable parameters: the optimizer's own, then those that another optimizer steps."""
@@ -239,10 +238,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self, capture: SharedCapture, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
     ) -> dict[str, Tensor] | None:
         """Replaces the loss dict of the model by the objective and the values for the log."""
-        if kwargs.get('mode', args[-1] if args else None) != 'loss':
-            return None
-        if not capture.fired:
-            return None  # optim_context names the module once the hooks are gone
+        if kwargs.get('mode', args[-1] if args else None) != 'loss' or not capture.fired:
+            return None  # optim_context names the module that did not run once the hooks are gone
         capture.check_unmodified()
         with torch.autocast(capture.views[0].device.type, enabled=False):
             losses = self._collect(outputs, capture.facts(self.aggregator))
@@ -367,8 +364,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
     def state_dict(self) -> State:
         """Returns the optimizer's state, and under ``'multi_task'`` that of the method."""
         state = self._optimizer_state()
-        scaler = self.precision.state_dict()
-        if scaler is not None:
+        if (scaler := self.precision.state_dict()) is not None:
             state['loss_scaler'] = scaler
         state['multi_task'] = method_state(self)
         return state
