@@ -101,7 +101,7 @@ class Method:
     def rule(self) -> str:
         if self.alone:
             return SINGLE_TASK.rule
-        rule = ', then '.join(part.facts.rule for part in self.parts)
+        rule = ', then '.join(facts.rule for facts in self.facts[: len(self.parts)])
         if self.log:
             rule = rule.replace('L_t', r'\log L_t')
         terms = [f'{value:g} {term.symbol}' for value, term in self.terms.values()]
