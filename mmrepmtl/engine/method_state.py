@@ -39,7 +39,10 @@ def _filled(cfg, registry: Registry):
     if kind is None:
         return _plain(cfg)  # building it says what is wrong
     arguments = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
-    bound = inspect.signature(kind).bind(**arguments)
+    try:
+        bound = inspect.signature(kind).bind(**arguments)
+    except TypeError:
+        return _plain(cfg)  # as above
     bound.apply_defaults()
     return dict(type=type_name(kind), **_plain(bound.arguments))
 
@@ -75,6 +78,8 @@ def check_same_run(saved: dict | None, signature: dict, force: bool) -> bool:
     else:
         try:
             old, world_size = dict(json.loads(saved['signature'])), saved['world_size']
+            # A younger argument of a regulariser has a default that is what the regulariser did before.
+            old['regularizers'] = [_filled(regularizer, REGULARIZERS) for regularizer in old['regularizers']]
         except (KeyError, TypeError, ValueError) as error:
             raise OtherRun(f'MultiTaskOptimWrapper: multi_task of the checkpoint is damaged ({error!r})') from None
         # A setting that is younger than the checkpoint had no other value then.

@@ -1,11 +1,13 @@
 """From the losses of one forward pass to the record that its backward needs: weights, penalties, and what is logged."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmrepmtl.engine.nonfinite import NonFinite, check_finite
@@ -139,7 +141,7 @@ def objective(
         weighting: The loss weighting.
         regularizers: Those of the run.
         loss_transform: ``'log'`` or None.
-        context: What the regularisers are told; the weights are filled in here.
+        context: What the regularisers are told; what depends on the losses is filled in here.
         last: Whether the accumulation window ends with this forward pass.
         full_report: Whether all diagnostics are wanted.
         skipped: Whether the window makes no step any more, so that no method is to see this pass.
@@ -157,7 +159,12 @@ def objective(
     transformed = transform_losses(losses, loss_transform, context.iteration)
     weighted, weights_T = weigh(weighting, transformed, losses.labelled_T)
     slopes_T = weights_T / losses.losses_T if loss_transform == 'log' else weights_T
-    context = replace(context, task_weights=slopes_T[losses.labelled_T])
+    context = replace(
+        context,
+        task_weights=slopes_T[losses.labelled_T],
+        alone=len(regularizers) == 1 and losses.extra is None,
+        warn=_warn,
+    )
     try:
         penalty, report = regularize(regularizers, losses, representation, context, full_report)
     except NonFinite as error:
@@ -170,6 +177,11 @@ def objective(
         rest=sum(rest) if rest else None,
         log=losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report,
     )
+
+
+def _warn(message: str) -> None:
+    """A regulariser's warning, in the log of the run."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def regularize(

@@ -240,10 +240,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
 
     def _after_forward(self, capture: SharedCapture, model: nn.Module, args, kwargs, outputs):
         """Turns the loss dict of the model into the objective and what the log shows."""
-        if kwargs.get('mode', args[-1] if args else None) != 'loss':
-            return None
-        if not capture.fired:
-            return None  # optim_context names the module once the hooks are gone
+        if kwargs.get('mode', args[-1] if args else None) != 'loss' or not capture.fired:
+            return None  # optim_context names the module that did not run once the hooks are gone
         capture.check_unmodified()
         with torch.autocast(capture.views[0].device.type, enabled=False):
             losses = self._collect(outputs, capture.facts(self.aggregator))
@@ -263,6 +261,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             slices=slices,
             process_group=self.process_group,
             measure_gradient=full_report and self.aggregator is None,
+            own_backward=self.aggregator is not None,
             iteration=self._inner_count,
             advance=False,
         )
@@ -349,7 +348,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.buffers.restore()
         for p in self._elsewhere.values():  # the optimizer that has them makes no step either
             p.grad = None
-        self.weighting.drop_window()
+        for method in (self.weighting, *self.regularizers):
+            method.drop_window()
         if self.level is not None:
             self.level.drop()
         if self.second_look is not None:
