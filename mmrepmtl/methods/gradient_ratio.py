@@ -6,11 +6,32 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from mmrepmtl.methods.regularizer import RegularizerContext
+
 
 def combine_tasks(
-    sources: Mapping[str, list[Tensor]], gradients: Mapping[str, list[Tensor]], weights: list[float | Tensor]
+    sources: Mapping[str, list[Tensor]],
+    gradients: Mapping[str, list[Tensor]],
+    transform: Mapping[str, float | Tensor],
+    context: RegularizerContext,
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """{id: (Z, sum of weight * gradient of the tasks)} of each distinct tensor that a task is differentiated by."""
+    """The gradient of the tasks' objective at each distinct tensor that a task is differentiated by.
+
+    Args:
+        sources: {task: tensors of Z}.
+        gradients: {task: gradients of ``context.scale * transform[task] * loss`` by them}.
+        transform: {task: derivative of the transformed loss by the loss}.
+        context: Its ``task_weights``, or else ``transform``, are the derivative of the objective by the losses.
+
+    Returns:
+        {id: (Z, gradient)}, float32 or float64.
+    """
+    weights: list[float | Tensor] = [1 / context.scale] * len(sources)
+    if context.task_weights is not None:
+        weights = [
+            weight / (context.scale * transform[task])
+            for task, weight in zip(sources, context.task_weights, strict=True)
+        ]
     combined: dict[int, tuple[Tensor, Tensor]] = {}
     for weight, levels, parts in zip(weights, sources.values(), gradients.values(), strict=True):
         for source, part in zip(levels, parts, strict=True):

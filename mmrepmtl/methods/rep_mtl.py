@@ -141,17 +141,9 @@ class RepMTL(Regularizer):
     def extra_repr(self) -> str:
         """The settings, for the log."""
         names = (
-            'lambda_tsr',
-            'lambda_csa',
-            'temperature',
-            'gather_negatives',
-            'saliency_transform',
-            'through',
-            'warmup_iters',
-            'saliency_floor',
-            'interval',
-            'target_ratio',
-        )
+            'lambda_tsr lambda_csa temperature gather_negatives saliency_transform through warmup_iters saliency_floor '
+            'interval target_ratio'
+        ).split()
         return ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
 
     @property
@@ -229,7 +221,8 @@ class RepMTL(Regularizer):
             through_z |= self._is_unmeasurable(self.strength, context, factor, sources)
             applied = 1.0 if through_z else factor * self.strength.scale()
         terms = dict(loss_tsr=applied * weights[0] * tsr, loss_csa=applied * weights[1] * csa)
-        tasks = self._combined_tasks(losses, sources, gradients, transform, context)
+        measured = self.measure_gradient or context.measure_gradient or self.strength is not None
+        tasks = combine_tasks(sources, gradients, transform, context) if measured else {}
         if through_z:
             return self._through_representation(terms, sources, scale, tasks, factor)
         record = BackwardRecord(self._squares, scale * context.backward_scale, context.own_backward)
@@ -264,25 +257,6 @@ class RepMTL(Regularizer):
         share = strength.target * factor / self.interval
         precision = max(torch.finfo(level.dtype).eps for levels in sources.values() for level in levels)
         return not strength.known or share < (torch.finfo(torch.float32).tiny if context.own_backward else precision)
-
-    def _combined_tasks(
-        self,
-        losses: Mapping[str, Tensor],
-        sources: Mapping[str, list[Tensor]],
-        gradients: Mapping[str, list[Tensor]],
-        transform: Mapping[str, float | Tensor],
-        context: RegularizerContext,
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """The gradient of the tasks' objective at each tensor of Z; nothing where it is not asked for."""
-        if not (self.measure_gradient or context.measure_gradient or self.strength is not None):
-            return {}
-        factors: list[float | Tensor] = [1 / context.scale] * len(losses)
-        if context.task_weights is not None:  # the gradients are those of scale * transform * loss
-            factors = [
-                weight / (context.scale * transform[task])
-                for task, weight in zip(losses, context.task_weights, strict=True)
-            ]
-        return combine_tasks(sources, gradients, factors)
 
     def _measure(
         self, losses: Mapping[str, Tensor], levels: list[Tensor], ranks: Ranks, sizes: list[int]
@@ -339,7 +313,7 @@ class RepMTL(Regularizer):
         self._squares = {index: torch.stack([pair[0] * applied**2, pair[1]]) for index, pair in squares.items()}
         carrier = total.new_zeros(())
         for index, source in unique.items():
-            carrier = carrier + (source.to(total.dtype) * (applied * gradients[index])).sum()
+            carrier = carrier + (source.to(total.dtype) * gradients[index].mul_(applied)).sum()
         terms = {name: applied * term.detach() for name, term in terms.items()}
         name = 'loss_csa' if self.lambda_csa else 'loss_tsr'
         terms[name] = terms[name] + (carrier - carrier.detach())
