@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/resnet50-d8_deeplab.py',
     '../_base_/datasets/cityscapes_128x256.py',
     '../_base_/schedules/adam_200e.py',
-    '../_base_/methods/rep-mtl.py',
+    '../_base_/methods/rep-mtl-paper.py',
     '../_base_/default_runtime.py',
 ]
 _decoder = dict(type='DeepLabDecoder')

@@ -20,6 +20,15 @@ param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=1e-5, by_epoch=True, e
 optim_wrapper = dict(
     optimizer=dict(_base_._optimizer, lr=1e-3),
     shared='encoder',
-    regularizers=[dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9, shared_samples=False)],
+    regularizers=[
+        dict(
+            type='RepMTL',
+            lambda_tsr=0.9,
+            lambda_csa=0.9,
+            target_ratio=0.05,
+            through='representation',
+            shared_samples=False,
+        ),
+    ],
 )
 default_hooks = dict(average=dict(type='AverageMetricHook', metric='mIoU'))

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/resnet50-d8_deeplab.py',
     '../_base_/datasets/gta5_cityscapes_128x256.py',
     '../_base_/schedules/adam_200e.py',
-    '../_base_/methods/rep-mtl.py',
+    '../_base_/methods/rep-mtl-paper.py',
     '../_base_/default_runtime.py',
 ]
 _head = dict(type='SegmentationHead', num_classes=19, decoder=dict(type='DeepLabDecoder'))

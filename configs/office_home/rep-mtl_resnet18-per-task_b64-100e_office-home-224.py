@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/resnet18_office.py',
     '../_base_/datasets/office_home_224.py',
     '../_base_/schedules/adam_100e.py',
-    '../_base_/methods/rep-mtl.py',
+    '../_base_/methods/rep-mtl-paper.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(

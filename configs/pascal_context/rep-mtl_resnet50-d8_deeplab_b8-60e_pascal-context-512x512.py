@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/resnet50-d8_deeplab_pascal-context.py',
     '../_base_/datasets/pascal_context_512x512.py',
     '../_base_/schedules/adam_200e.py',
-    '../_base_/methods/rep-mtl.py',
+    '../_base_/methods/rep-mtl-paper.py',
     '../_base_/default_runtime.py',
 ]
 train_cfg = dict(max_epochs=60, val_interval=20)

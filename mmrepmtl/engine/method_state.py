@@ -50,7 +50,10 @@ def _with_defaults(cfg: Method | None, registry: Registry) -> Any:
     if kind is None:
         return _plain(cfg)  # the error comes when it is built
     arguments = {key: value for key, value in cfg.items() if key not in ('type', '_scope_')}
-    bound = inspect.signature(kind).bind(**arguments)
+    try:
+        bound = inspect.signature(kind).bind(**arguments)
+    except TypeError:
+        return _plain(cfg)  # as above
     bound.apply_defaults()
     return dict(type=type_name(kind), **_plain(bound.arguments))
 
@@ -92,6 +95,8 @@ def check_same_run(saved: State | None, signature: State, force: bool) -> bool:
     else:
         try:
             old, world_size = dict(json.loads(saved['signature'])), saved['world_size']
+            # A younger argument of a regulariser has a default that is what the regulariser did before.
+            old['regularizers'] = [_with_defaults(regularizer, REGULARIZERS) for regularizer in old['regularizers']]
         except (KeyError, TypeError, ValueError) as error:
             raise OtherRun(f'MultiTaskOptimWrapper: multi_task of the checkpoint is damaged ({error!r})') from None
         # A setting that is newer than the checkpoint had no other value then.

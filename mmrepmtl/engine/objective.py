@@ -1,11 +1,13 @@
 """Makes the record of a step from the losses of one forward pass: weights, penalties, and the values for the log."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmrepmtl.engine.aliases import ProcessGroup, Representation
@@ -141,7 +143,7 @@ def objective(
         weighting: The loss weighting.
         regularizers: Those of the run.
         loss_transform: ``'log'`` or None.
-        context: The facts for the regularisers; the task weights are filled in here.
+        context: The facts for the regularisers; what depends on the losses is filled in here.
         last: Whether the accumulation window ends with this forward pass.
         full_report: Whether all diagnostics are wanted.
         skipped: Whether the step of this window is skipped already, so that no method may see this pass.
@@ -159,7 +161,12 @@ def objective(
     transformed = transform_losses(losses, loss_transform, context.iteration)
     weighted, weights_T = weigh(weighting, transformed, losses.labelled_T)
     slopes_T = weights_T / losses.losses_T if loss_transform == 'log' else weights_T
-    context = replace(context, task_weights=slopes_T[losses.labelled_T])
+    context = replace(
+        context,
+        task_weights=slopes_T[losses.labelled_T],
+        alone=len(regularizers) == 1 and losses.extra is None,
+        warn=_warn,
+    )
     try:
         penalty, report = regularize(regularizers, losses, representation, context, full_report)
     except NonFinite as error:
@@ -172,6 +179,11 @@ def objective(
         rest=sum_tensors(rest) if rest else None,
         log=losses.log | {f'weight/{task}': w for task, w in zip(losses.losses, weights_T, strict=True)} | report,
     )
+
+
+def _warn(message: str) -> None:
+    """A regulariser's warning, in the log of the run."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def regularize(

@@ -259,6 +259,7 @@ class MultiTaskOptimWrapper(OptimWrapper):
             slices=slices,
             process_group=self.process_group,
             measure_gradient=full_report and self.aggregator is None,
+            own_backward=self.aggregator is not None,
             iteration=self._inner_count,
             advance=False,
         )
@@ -346,6 +347,8 @@ class MultiTaskOptimWrapper(OptimWrapper):
         self.buffers.restore()
         self._outside.drop_gradients()  # the optimizer that has them makes no step either
         self.weighting.drop_window()
+        for regularizer in self.regularizers:
+            regularizer.drop_window()
         if self.level is not None:
             self.level.drop()
         if self.second_look is not None:

@@ -42,6 +42,7 @@ class Facts(NamedTuple):
         accumulation: Remark on accumulation.
         reduced: Tensors that are reduced over ranks beside the losses (of a weighting) or the rows (of an aggregator).
         terms: The terms of a penalty, {argument that is the weight of the term: term}.
+        scale: The argument of a penalty that, where it is set, multiplies all terms by a factor s.
     """
 
     paper: str
@@ -56,6 +57,7 @@ class Facts(NamedTuple):
     accumulation: str = ''
     reduced: str = ''
     terms: Mapping[str, Term] = {}
+    scale: str = ''
 
 
 #: The facts of ``loss_transform='log'``, which is a setting and no class; the rule is that of the weighting.

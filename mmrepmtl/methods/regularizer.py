@@ -1,6 +1,6 @@
 """The contract of a penalty on the shared representation: what it is told, and what it tells the trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ class RegularizerContext:
             group of torch.distributed.
         measure_gradient: Whether :attr:`Regularizer.gradient_squares` is asked for after this step.
         iteration: Forward passes of the run before this one.
+        alone: Whether nothing but the tasks' losses and this penalty is in the objective.
+        own_backward: Whether the penalties are differentiated in a backward of their own, as beside an aggregator.
+        warn: Takes the text of a warning, for the log; None: the regulariser calls ``warnings.warn``.
         advance: Whether the call ends an optimizer step by itself. The trainer always passes False and calls
             :meth:`Regularizer.end_step` once the step is made, which it may not be, and which takes several calls with
             accumulation.
@@ -41,6 +44,9 @@ class RegularizerContext:
     process_group: Any = None
     measure_gradient: bool = False
     iteration: int = 0
+    alone: bool = True
+    own_backward: bool = False
+    warn: Callable[[str], None] | None = None
     advance: bool = True
 
 
@@ -93,6 +99,9 @@ class Regularizer(nn.Module):
     def end_step(self) -> None:
         """Counts an optimizer step that was made, with or without a label in its batch. Here it does nothing."""
 
+    def drop_window(self) -> None:
+        """Forgets the micro-batches since the last step: theirs is skipped, because something was not finite."""
+
     @property
     def gradient_squares(self) -> Tensor | None:
         """Squared norms at Z of the penalty's gradient and of the tasks', (2,), after a backward that was measured."""
@@ -106,7 +115,8 @@ class Regularizer(nn.Module):
     def shown_state(self) -> dict[str, Any]:
         """The values behind :attr:`diagnostics`, tensors on the CPU, for a checkpoint between two measurements.
 
-        Only a regulariser that leaves out steps needs it: the log of a resumed run then equals an uninterrupted one.
+        Only a regulariser that leaves out steps needs it: the log of a resumed run then equals an uninterrupted one. It
+        is saved for each process, so what an accumulation window has gathered so far belongs here too.
         """
         return {}
 

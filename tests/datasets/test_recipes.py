@@ -42,7 +42,17 @@ def test_the_method_and_its_optimizer(name):
     assert wrapper.loss_transform == 'log' and wrapper.aggregator is None
     assert wrapper.weighting == dict(type='EqualWeighting')
     (regularizer,) = wrapper.regularizers
-    assert (regularizer.type, regularizer.lambda_tsr, regularizer.lambda_csa) == ('RepMTL', 0.9, 0.9)
+    own = dict(shared_samples=False) if config(name).model.get('encoder_forward', 'shared') != 'shared' else {}
+    assert regularizer == dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9) | own
+
+
+@pytest.mark.parametrize('path', [path for path in CONFIGS if 'resnet18-' in path.stem and 'b64-100e' not in path.stem])
+def test_the_small_ones_have_a_penalty_of_bounded_strength(path):
+    (regularizer,) = load_config(path).optim_wrapper.regularizers
+    assert (regularizer.target_ratio, regularizer.through) == (0.05, 'representation')
+    assert load_config(path, 'rep-mtl-paper').optim_wrapper.regularizers == [
+        dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9)
+    ]
 
 
 @pytest.mark.parametrize('name', PAPER)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from mmrepmtl.methods.regularizer import RegularizerContext
 from mmrepmtl.methods.rep_mtl import RepMTL, cross_task_saliency_alignment, task_saliency_regulation
 from tests.distributed.launch import run_processes
 from tests.methods.rep_mtl_reference import TwoLayerNet, batch, gradients
@@ -51,8 +52,41 @@ def run_case(net, arguments, part, world_size):
     return dict(gradients=gradients(inner), values=values, diagnostics=regularizer.diagnostics, at_z=at_z / world_size)
 
 
+def run_target(net, part, world_size, through):
+    """Three steps whose strength is held, one of them of two micro-batches of 7; the scales and the last gradient."""
+    regularizer, inner = RepMTL(target_ratio=0.2, through=through), net.module if world_size > 1 else net
+    scales = []
+    for step, windows in enumerate((1, 2, 1)):
+        net.zero_grad()
+        for window in range(windows):
+            images, targets = (tensor[part] for tensor in batch(SAMPLES, seed=step + 5 * window))
+            z, outputs = net(images)
+            losses = {
+                task: weight * world_size * (outputs[task] - targets).square().sum() / (SAMPLES * 40)
+                for task, weight in dict(a=1.0, b=0.3, c=5.0).items()
+            }
+            terms = regularizer(losses, z, RegularizerContext(backward_scale=1 / windows, advance=False))
+            ((sum(loss.log() for loss in global_losses(losses, world_size)) + sum(terms.values())) / windows).backward()
+            scales.append(regularizer.diagnostics['scale'])
+        regularizer.end_step()
+    strength = regularizer.strength
+    return dict(scales=scales, mean=strength.mean, count=strength.count, gradients=gradients(inner))
+
+
+def global_losses(losses, world_size):
+    """In value the mean over ranks, in gradient this rank's."""
+    for loss in losses.values():
+        mean = loss.detach().clone()
+        if world_size > 1:
+            torch.distributed.all_reduce(mean)
+        yield loss + (mean / world_size - loss.detach())
+
+
 def in_process(rank):
     results = {}
+    for through in ('all', 'representation'):
+        net = DistributedDataParallel(TwoLayerNet().double())
+        results[f'target {through}'] = run_target(net, PARTS[rank], 2, through)
     for name, arguments in CASES.items():
         net = DistributedDataParallel(TwoLayerNet().double())
         results[name] = run_case(net, arguments, PARTS[rank], 2)
@@ -108,6 +142,20 @@ def test_uneven_processes_equal_one(processes, name):
         mean = sum(rank['diagnostics'][diagnostic] for rank in ranks) / 2
         assert mean == pytest.approx(expected['diagnostics'][diagnostic], rel=1e-10), diagnostic
     assert all(rank['diagnostics']['grad_ratio'] > 0 for rank in ranks)
+
+
+@pytest.mark.parametrize('through', ['all', 'representation'])
+def test_a_held_ratio_is_that_of_one_process_and_equal_on_all(processes, through):
+    expected = run_target(TwoLayerNet().double(), slice(None), 1, through)
+    first, second = (result[f'target {through}'] for result in processes)
+    assert first['scales'] == second['scales'] and torch.equal(first['mean'], second['mean'])
+    assert first['count'] == second['count'] == expected['count'] == 3
+    assert first['scales'] == pytest.approx(expected['scales'], rel=1e-5)
+    assert expected['scales'][1] == expected['scales'][2] != expected['scales'][3]
+    for name, gradient in expected['gradients'].items():
+        size = gradient.abs().max().item()
+        for rank in (first, second):
+            torch.testing.assert_close(rank['gradients'][name], gradient, rtol=1e-5, atol=1e-6 * size, msg=name)
 
 
 def test_the_penalty_matters_in_these_cases():

@@ -215,6 +215,13 @@ METHODS = {
     'pcgrad-z': aggregator('PCGrad', level='representation'),
     'graddrop': aggregator('GradDrop'),
     'rep-mtl': REP_MTL,
+    'target': dict(optim_wrapper=dict(loss_transform='log', regularizers=[dict(type='RepMTL', target_ratio=0.1)])),
+    'target-z': dict(
+        optim_wrapper=dict(
+            loss_transform='log',
+            regularizers=[dict(type='RepMTL', target_ratio=0.1, through='representation', warmup_iters=3, interval=2)],
+        )
+    ),
     'pcgrad-rep-mtl': merged(REP_MTL, aggregator('PCGrad')),
     'fp16': merged(REP_MTL, dict(optim_wrapper=dict(precision='bf16'))),
     'skip': dict(optim_wrapper=dict(on_nonfinite='skip', aggregator=dict(type='PCGrad'))),

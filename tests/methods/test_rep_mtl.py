@@ -262,7 +262,87 @@ def test_small_batches_are_warned_of_once(net):
             RepMTL()(*reversed(net.losses(*batch(4))))
 
 
+def test_a_task_with_a_small_share_is_warned_of_once_with_the_remedy():
+    z = (torch.randn(4, 3, 5).abs() + 1).requires_grad_()
+
+    def call(regularizer, factor=0.01):
+        losses = dict(a=z.square().mean(), b=z.square().mean(), age=factor * z.square().mean())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            regularizer(losses, z)
+        return [str(warning.message) for warning in caught]
+
+    regularizer = RepMTL(saliency_transform=None, layout='NLC')
+    for _ in range(19):
+        assert call(regularizer) == []
+    (message,) = call(regularizer)
+    assert "task 'age' owns 0.5%" in message and 'lambda_tsr=0, through=' in message and 'standardised' in message
+    assert call(regularizer) == []
+    for settings in (dict(lambda_tsr=0), dict(saliency_transform='log')):
+        quiet = RepMTL(layout='NLC', **(dict(saliency_transform=None) | settings))
+        assert [call(quiet) for _ in range(25)] == [[]] * 25
+    recovering = RepMTL(saliency_transform=None, layout='NLC')
+    assert [call(recovering, factor) for factor in [0.01] * 10 + [1] * 30] == [[]] * 40
+    told = []
+    mine = RepMTL(saliency_transform=None, layout='NLC', through='representation', target_ratio=0.05)
+    for _ in range(20):
+        losses = dict(a=z.square().mean(), b=z.square().mean(), age=0.01 * z.square().mean())
+        mine(losses, z, RegularizerContext(warn=told.append))
+    assert len(told) == 1 and 'Use lambda_tsr=0, or bring' in told[0]
+
+
+def test_many_tasks_may_have_small_shares():
+    z = (torch.randn(4, 3, 5).abs() + 1).requires_grad_()
+    regularizer = RepMTL(saliency_transform=None, layout='NLC')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for _ in range(25):
+            regularizer({str(task): z.square().mean() for task in range(40)}, z)
+
+
+def test_maps_without_two_readers_are_warned_of_once_and_not_as_a_collapse(net):
+    levels = identity_views([torch.randn(4, 3, 5, 5, requires_grad=True) for _ in range(3)])
+
+    def losses(*read):
+        return {name: levels[index].square().mean() + 1 for name, index in zip('ab', read, strict=True)}
+
+    regularizer = RepMTL()
+    with pytest.warns(UserWarning) as caught:
+        for _ in range(25):
+            regularizer(losses(0, 2), levels)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "no map of the shared representation is read by two tasks (level 0 is read by ['a']" in message
+    assert "level 1 is read by nobody; level 2 is read by ['b']" in message and 'lambda_tsr=0' in message
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for _ in range(3):
+            RepMTL()(losses(1, 1), levels)
+            RepMTL(lambda_tsr=0)(losses(0, 2), levels)
+
+
 # Use
+
+
+def test_plain_loop_with_a_target_ratio(net):
+    """The scale of a step comes from the steps before; gradients that are accumulated are one step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    regularizer = RepMTL(target_ratio=0.1)
+    scales = []
+    for step in range(6):
+        z, losses = net.losses(*batch())
+        terms = regularizer(losses, z)
+        optimizer.zero_grad()
+        (total(terms) + sum(loss.log() for loss in losses.values())).backward()
+        optimizer.step()
+        scales.append(regularizer.diagnostics['scale'])
+        assert regularizer.diagnostics['grad_ratio'] == pytest.approx(0.1, rel=0.2)
+        assert regularizer.strength.count == step
+    assert scales[0] == pytest.approx(scales[1], rel=1e-6)
+    state = RepMTL(target_ratio=0.1)
+    state.load_state_dict(regularizer.state_dict())
+    assert state.strength.known and torch.equal(state.strength.scale(), regularizer.strength.scale())
+    assert list(RepMTL().state_dict()) == ['num_steps']
 
 
 def test_plain_pytorch_loop():

@@ -151,7 +151,10 @@ def test_a_checkpoint_of_another_model_or_with_code_is_refused(trained, tmp_path
     [
         (dict(method='nash'), r"--method: 'nash' is unknown; there are .*ew, ew-log"),
         (dict(resume='nowhere.pth'), '--resume: there is no checkpoint nowhere.pth'),
-        (dict(regularizer='pcgrad'), "--regularizer: 'pcgrad' is unknown; there are rep-mtl, rep-mtl-csa, rep-mtl-tsr"),
+        (
+            dict(regularizer='pcgrad'),
+            "--regularizer: 'pcgrad' is unknown; there are rep-mtl, rep-mtl-csa, rep-mtl-paper, ",
+        ),
         (dict(method='rep-mtl', regularizer='rep-mtl'), '--regularizer: the method has RepMTL already'),
         (dict(method='stl', regularizer='rep-mtl'), '--regularizer: a task that is trained alone'),
     ],

@@ -104,7 +104,9 @@ class Method:
         rule = ', then '.join(facts.rule for facts in self.facts[: len(self.parts)])
         if self.log:
             rule = rule.replace('L_t', r'\log L_t')
-        terms = [f'{value:g} {term.symbol}' for value, term in self.terms.values()]
+        terms = [f'{value:g} {term.symbol}' for value, term in self.terms.values() if term.symbol]
+        if any(getattr(r, r.facts.scale, None) for r in self.regularizers if r.facts.scale):
+            terms = [f's ({" + ".join(terms)})']
         return ' + '.join([rule.removesuffix('$'), *terms]) + '$' if terms else rule
 
     def level(self) -> str:
@@ -187,7 +189,8 @@ def heads_of(aggregator: Aggregator) -> str:
 def load() -> list[Method]:
     """All overlays: Rep-MTL and its baselines, then the loss weightings, then the aggregators."""
     methods = [Method(name, words) for name, words in describe_methods().items()]
-    first = ['rep-mtl', 'rep-mtl-tsr', 'rep-mtl-csa', 'ew-log', 'ew', 'stl']
+    rep_mtl = [f'rep-mtl{which}{term}' for which in ('', '-paper') for term in ('', '-tsr', '-csa')]
+    first = [*rep_mtl, 'ew-log', 'ew', 'stl']
     methods.sort(key=lambda method: ((first + [method.name]).index(method.name), method.aggregator is not None))
     named: dict[str, str] = {}
     for method in methods:

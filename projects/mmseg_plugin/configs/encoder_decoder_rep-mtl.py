@@ -8,6 +8,6 @@ optim_wrapper = dict(
     shared='backbone.layer3',  # the last map that both heads depend on: aux reads it, decode through layer4
     tasks=dict(semseg='decode.', auxiliary='aux.'),  # task: prefix of its losses
     loss_transform='log',
-    regularizers=[dict(type='RepMTL', lambda_tsr=0.1, lambda_csa=0.9, warmup_iters=100)],
+    regularizers=[dict(type='RepMTL', target_ratio=0.05, through='representation', warmup_iters=100)],
 )
 custom_hooks = [dict(type='ResumeHook')]
