@@ -17,7 +17,7 @@ from tests.comparison.test_results import ROW
 
 def make_run(folder, label='ew', seed=0, log='', epochs=10, tasks=('a', 'b'), record=None):
     contestant = Contestant(Entry(label, label, None, 'c'), dict(train_cfg=dict(max_epochs=epochs)), 'h', 'c.py', tasks)
-    run = Run(contestant, seed, folder / label / str(seed), (('train', ()),), ())
+    run = Run(contestant, seed, folder / label / str(seed), (('train', ()),), (('test', 'm.json'),))
     run.folder.mkdir(parents=True)
     (run.folder / 'run.log').write_text(log)
     if record is not None:
