@@ -116,7 +116,7 @@ def _score(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> float
 def describe(group: str, choice: Mapping[str, Any]) -> str:
     """The choice in a sentence."""
     told = ', '.join(
-        f'{label} {math.fsum(own) / len(own):+.2f} %' if None not in own else f'{label} not finite'
+        f'{label} {round(math.fsum(own) / len(own), 2) + 0.0:+.2f} %' if None not in own else f'{label} not finite'
         for label, own in choice['scores'].items()
     )
     return f'{group}: {choice["chosen"]} is chosen on the validation data, by Delta p against {BASELINE}: {told}'
