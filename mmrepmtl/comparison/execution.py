@@ -252,7 +252,10 @@ class Execution:
                 return
             self.stopped = number  # what follows is done by the loop, which may be printing now
 
-        old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+            numbers.append(signal.SIGHUP)
+        old = {number: signal.signal(number, hear) for number in numbers}
         try:
             yield
         finally:
