@@ -118,7 +118,7 @@ class RunJob:
         attempt |= dict(
             seconds=time.time() - attempt['started'],
             status=code,
-            # Of the largest child so far, KiB: the training, which comes first.
+            # KiB, the largest child so far: the training, which comes first.
             max_rss_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         )
         if code == 0:

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on, as plain data with a short hash."""
+"""The settings that a run's numbers depend on, as plain data with a short hash."""
 
 import hashlib
 import json
