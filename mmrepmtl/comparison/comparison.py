@@ -104,7 +104,7 @@ class Comparison:
         return planned
 
     def plan_lines(self) -> list[str]:
-        """What :meth:`run` would do, for a person."""
+        """Says what :meth:`run` would do, for a person."""
         left = [group for group in self.sweeps if group not in self.choices]
         return runs.plan_lines(self.runs) + [
             f'then the value of {group} that is best on the validation data, with {len(self.seeds)} seeds'

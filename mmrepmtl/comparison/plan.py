@@ -25,7 +25,7 @@ PLAN = 'comparison.json'
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all runs: the options of ``train`` by the same names.
+    """Settings of all runs: the options of ``train`` by the same names.
 
     Attributes:
         cfg_options: As typed, ``key=value``.

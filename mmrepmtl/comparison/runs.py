@@ -53,7 +53,7 @@ class Run:
         return f'{self.contestant.entry.label}{place}, seed {self.seed}'
 
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty if there is none, or a damaged one."""
+        """The content of ``run.json``; empty if there is none, or a damaged one."""
         try:
             content = json.loads((self.folder / RECORD).read_text(encoding='utf-8'))
         except (OSError, ValueError):
