@@ -17,11 +17,7 @@ from mmrepmtl.utils.config_types import is_type
 BASELINE = 'ew'
 """Equal weighting: the values of a sweep are compared by their Delta p against it."""
 PART_SUFFIX = '@val'
-_PARTS = {
-    'train_dataloader.dataset.split': 'train-part',
-    'val_dataloader.dataset.split': 'val-part',
-    'test_dataloader.dataset.split': 'val-part',
-}
+_PARTS = dict(train='train-part', val='val-part', test='val-part')
 
 
 def sweeps_of(contestants: Sequence[Contestant]) -> dict[str, list[Contestant]]:
@@ -69,7 +65,9 @@ def needs_parts(config: str, options: Options) -> bool:
 
 def on_parts(contestant: Contestant, options: Options) -> Contestant:
     """The contestant, trained on one part of the training images and measured on the other."""
-    entry = replace(contestant.entry, options={**contestant.entry.options, **_PARTS})
+    loaders = {name: part for name, part in _PARTS.items() if contestant.settings.get(f'{name}_dataloader')}
+    parts = {f'{name}_dataloader.dataset.split': part for name, part in loaders.items()}
+    entry = replace(contestant.entry, options={**contestant.entry.options, **parts})
     return load_contestant(entry, options, PART_SUFFIX)
 
 

@@ -61,7 +61,8 @@ def test_the_selection_decides_what_is_tested(tmp_path):
     validated = ('train_cfg.max_epochs=12', 'val_dataloader.dataset.split=test')
     (last10,) = comparison(tmp_path, options=Options(validated, 'last10')).runs
     assert [name for name, _ in last10.steps] == ['train'] and last10.results == (('test', 'metrics.json'),)
-    (best,) = comparison(tmp_path, options=Options((), 'best-val', 'depth/abs_err')).runs
+    stl, best = comparison(tmp_path, 'stl', 'ew', options=Options((), 'best-val', 'depth/abs_err')).runs
+    assert '--selection best-val' in ' '.join(stl.steps[0][1]) and '--selection-metric' not in stl.steps[0][1]
     assert best.steps[1][1][5].endswith('best.pth')
     assert '--selection best-val --selection-metric depth/abs_err' in ' '.join(best.steps[0][1])
 
