@@ -219,7 +219,7 @@ class Execution:
             paths = [str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
             env['PYTHONPATH'] = os.pathsep.join(paths)
         if self._resources.slurm is not None:
-            return env, 'slurm'
+            return env, f'slurm {self._resources.slurm}'
         gpus = self._resources.gpus
         env['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
         return env, device_name(env['CUDA_VISIBLE_DEVICES'])
