@@ -117,9 +117,7 @@ def _common_keys(baselines: Sequence[Mapping[str, float]]) -> list[str]:
         if counts_in_delta_p(key) and all(0 < one.get(key, math.nan) < math.inf for one in baselines)
     ]
     if not keys:
-        raise ValueError(
-            f'--select-on val: no metric of {BASELINE} is above 0 in all seeds, so nothing can be chosen by'
-        )
+        raise ValueError(f'--select-on val: no metric of {BASELINE} is above 0 in all seeds: none to choose by')
     return keys
 
 
