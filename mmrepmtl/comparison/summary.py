@@ -1,4 +1,4 @@
-"""What the rows of a comparison say of each method: metrics over seeds, Delta p per seed, ranks, what is missing."""
+"""Sums up the rows of a comparison: each method's metrics over seeds, Delta p per seed, ranks, what is missing."""
 
 import math
 from collections.abc import Mapping, Sequence

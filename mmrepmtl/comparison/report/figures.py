@@ -21,7 +21,7 @@ PALETTE = (
 DASHES = ('-', '--', ':')
 #: matplotlib knows no colour of the page, so this one, which nothing else has, stands for it.
 INK = '#010203'
-#: Of less, a logarithmic axis would have no tick.
+#: A logarithmic axis over less than this factor might have no tick.
 _DECADES = 20
 _FAINT, _COLUMNS, _PANEL, _LONGEST = 0.18, 3, (3.2, 2.3), 36
 
