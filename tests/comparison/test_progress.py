@@ -63,6 +63,7 @@ def test_a_file_gets_a_line_now_and_then_and_a_terminal_one_that_changes(tmp_pat
     assert stream.getvalue().count('50 %') == 1
     terminal = io.StringIO()
     terminal.isatty = lambda: True
+    monkeypatch.setattr(progress_module, 'LIVE_SECONDS', 0.0)
     shown = Progress([run], 0, 1, list, terminal)
     shown.show([run])
     shown.show([run])
