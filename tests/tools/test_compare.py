@@ -33,7 +33,7 @@ def compared(tmp_path_factory):
 
 def test_a_failing_method_is_reported_and_the_others_are_measured(compared):
     folder, result = compared
-    assert result.returncode == 1 and 'Nope' in result.stdout and 'Traceback' not in result.stderr
+    assert result.returncode == 1 and 'TypeError' in result.stdout and 'Traceback' not in result.stderr
     assert f'failed: {FAILS}, seed 0; the last lines of' in result.stdout
     assert '1 of 6 runs failed; the same command tries them again' in result.stdout
     rows = read_results(folder / 'results.csv')
