@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -129,14 +130,14 @@ def test_numbers_on_the_axes_are_not_rounded_with_the_coordinates():
     assert max(len(number.partition('.')[2]) for number in re.findall(r' x="([\d.]+)"', svg)) == 2
 
 
-def test_a_logarithmic_axis_needs_more_than_a_decade():
-    narrow, wide = ({'ew': Curve([0.0, 1.0], [1.0, top])} for top in (8.0, 900.0))
-    svg = draw_curves({'a': narrow, 'b': wide}, ['ew'], 'iteration', log=True)
-    texts = re.findall(r'<text[^>]*>([^<]+)</text>', svg)
-    assert {'2', '4', '6', '8'} <= set(texts) and '10' in ''.join(re.findall(r'<tspan[^>]*>([^<]+)</tspan>', svg))
-    assert '10' not in ''.join(
-        re.findall(r'<tspan[^>]*>([^<]+)</tspan>', draw_curves({'a': narrow}, ['ew'], 'x', log=True))
-    )
+def test_a_logarithmic_axis_has_ticks_and_needs_a_range():
+    narrow, wide = ({'ew': Curve([0.0, 1.0], [1.0, top])} for top in (4.0, 900.0))
+
+    def ticks(found: dict) -> set[str]:
+        return set(re.findall(r'<text[^>]*>([^<]+)</text>', draw_curves({'a': found}, ['ew'], 'x', log=True)))
+
+    assert {'1', '10', '100', '200', '500'} <= ticks(wide) and {'1.0', '2.0', '3.0'} <= ticks(narrow)
+    assert '2.0' not in ticks({'ew': Curve([0.0, 1.0], [-1.0, 900.0])}) and '1' not in ticks({'ew': Curve([0], [-1.0])})
 
 
 def path_ends(svg: str, name: str) -> list[tuple[float, float]]:
@@ -319,6 +320,18 @@ def test_hostile_labels_logs_and_metrics_stay_text(tmp_path):
     assert tags.count('script') == 1 and 'img' not in tags
     assert not any(name.startswith('on') for _, attrs in page.tags for name in attrs)
     assert HOSTILE in page.sections['table'] and f'{HOSTILE}2: no finished run' in page.sections['']
+
+
+def test_a_baseline_of_zero_leaves_no_delta_p_and_says_so(tmp_path):
+    rows = make_rows({'stl': 0, 'ew': 0, 'rep-mtl': 1}, seeds=(0,))
+    rows = [replace(row, value=0.0) if (row.label, row.metric) == ('stl', 'normal/mean') else row for row in rows]
+    write_reports(tmp_path, rows)
+    page = Page((tmp_path / 'report.html').read_text(encoding='utf-8'))
+    assert 'there are not two methods with a Delta p of one seed' in page.sections['differences']
+    reason = "rep-mtl: no Delta p for seed 0: delta_p: 'normal/mean' is 0.0 in the baseline: no relative change can be "
+    assert f'{reason}taken from a value that is not positive' in page.sections[''] and 'keys=' not in page.sections['']
+    (line,) = [line for line in (tmp_path / 'table.md').read_text().splitlines() if line.startswith('| stl |')]
+    assert line.endswith('| - | - | - | 1 |')
 
 
 def test_without_a_row_there_is_no_report_and_a_damaged_plan_is_named(tmp_path):

@@ -56,6 +56,8 @@ def test_equal_methods_share_a_place_and_a_method_alone_has_none():
     rows += [make_row('twin', 0, row.metric, row.value) for row in rows if row.label == 'ew']
     cells = cells_of(summarize(rows))
     assert [own[0].place for label, own in cells.items() if label in ('ew', 'twin')] == [1, 1]
+    rows = [row for row in rows if row.label in ('stl', 'ew', 'twin')]
+    assert {cell.place for label, own in cells_of(summarize(rows)).items() for cell in own} == {0}
     alone = cells_of(summarize(make_rows({'stl': 0, 'ew': 1})))
     assert {cell.place for cell in alone['ew']} == {0}
 

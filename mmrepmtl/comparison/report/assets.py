@@ -19,10 +19,12 @@ nav {display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0}
 .missing {border-left: 3px solid #d64545; padding: 2px 12px; margin: 12px 0; font-size: 14px}
 .scroll {overflow-x: auto}
 svg {max-width: 100%; height: auto; display: block; margin: 6px 0}
-table {border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; margin: 8px 0}
-th, td {padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap}
+table {border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px; margin: 8px 0}
+th, td {padding: 4px 7px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap}
 th:first-child, td:first-child {text-align: left; position: sticky; left: 0; background: Canvas}
 thead th {vertical-align: bottom; border-bottom: 1px solid currentColor}
+thead th {white-space: normal}
+th.text {text-align: left}
 th.task {text-align: center; border-bottom: 1px solid var(--line)}
 td.text {text-align: left; white-space: normal}
 tbody tr:hover {background: var(--soft)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from mmrepmtl.comparison.report.history import Curve
 from mmrepmtl.comparison.statistics import Difference
@@ -21,8 +21,8 @@ PALETTE = (
 DASHES = ('-', '--', ':')
 #: matplotlib knows no colour of the page, so this one, which nothing else has, stands for it.
 INK = '#010203'
-#: Of less, a logarithmic axis would have no tick.
-_DECADES = 20
+#: A logarithmic axis has ticks at 1, 2 and 5; over less than this factor it would have too few.
+_LOG_FROM = 5
 _FAINT, _COLUMNS, _PANEL, _LONGEST = 0.18, 3, (3.2, 2.3), 36
 
 Panels = Mapping[str, Mapping[str, Curve]]
@@ -41,7 +41,7 @@ def draw_curves(panels: Panels, labels: Sequence[str], x: str, log: bool = False
         panels: The curves.
         labels: All methods, in the order of their colours.
         x: What the horizontal axis counts.
-        log: Logarithmic where all values are positive and span more than a decade.
+        log: Logarithmic where all values are positive and some are five times as large as others.
     """
     figure, axes = _grid(len(panels), _PANEL)
     for axis, (title, found) in zip(axes, panels.items(), strict=True):
@@ -52,8 +52,10 @@ def draw_curves(panels: Panels, labels: Sequence[str], x: str, log: bool = False
             (line,) = axis.plot(curve.steps, curve.values, dashes, color=colour, linewidth=1.4, marker=marker)
             line.set_gid(f'method-{index}')
         values = [value for curve in found.values() for value in curve.values]
-        if log and min(values) > 0 and max(values) > _DECADES * min(values):
+        if log and min(values) > 0 and max(values) > _LOG_FROM * min(values):
             axis.set_yscale('log')
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
             axis.minorticks_off()
         axis.set_title(_plain(title), fontsize=9, color=INK)
         axis.set_xlabel(x, fontsize=8, color=INK)

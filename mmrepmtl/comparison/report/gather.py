@@ -23,7 +23,7 @@ PLAN = 'comparison.json'
 
 @dataclass
 class Material:
-    """What a report is made of.
+    """All that a report is made of.
 
     Attributes:
         title: Name of the folder.

@@ -99,7 +99,7 @@ def _tested_checkpoint(folder: Path) -> Path | None:
 
 
 def _read(cache: Path) -> dict[str, Any]:
-    """What was drawn before; empty if nothing was or the file is damaged, and all is drawn anew."""
+    """Reads what was drawn before; nothing if the file is not there or damaged, and all is drawn anew."""
     try:
         known = json.loads(cache.read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -118,7 +118,7 @@ def _draw_sample(model: MultiTaskModel, dataset: Any, index: int) -> dict[str, A
     declared = dataset.metainfo['targets']
     labelled = [task for task, head in model.heads.items() if head.target in sample.targets]
     tasks = {}
-    # Of samples that belong to one domain only that domain's task is drawn.
+    # A sample that belongs to one domain shows that domain's task only.
     for task in labelled or list(model.heads):
         target = model.heads[task].target
         tasks[task] = _draw_task(sample, task, target, declared[target], size)
@@ -141,7 +141,7 @@ def _draw_task(sample: Any, task: str, target: str, meta: Mapping[str, Any], siz
 
 
 def _legend(meta: Mapping[str, Any], truth: np.ndarray | None, scale: Sequence[Any] | None) -> dict[str, Any]:
-    """What the colours mean: names of classes with their colours, or a text."""
+    """Says what the colours mean: names of classes with their colours, or a text."""
     kind = KINDS[meta['kind']]
     if kind.dense and kind.names == 'classes':
         colours = [[int(channel) for channel in colour] for colour in palette_of(meta)]

@@ -26,8 +26,8 @@ _TERMS = {
 def differences(material: Material) -> str:
     """The paired comparisons: a figure and its words."""
     groups = material.summary.differences()
-    if not groups:
-        return missing('Not here', ['there are not two methods with a Delta p'])
+    if not any(entry.values for entries in groups.values() for entry in entries):
+        return missing('Not here', ['there are not two methods with a Delta p of one seed'])
     baseline = material.summary.baseline
     parts = [draw_forest(groups, material.labels)]
     parts.append(
@@ -257,7 +257,7 @@ def about(material: Material) -> str:
         if label == CONSTANT:
             continue
         facts = [
-            ', '.join(dict.fromkeys(getattr(row, name) for row in own if getattr(row, name)))
+            ', '.join(dict.fromkeys(value for row in own if (value := getattr(row, name)) not in ('', '{}')))
             for name in ('method', 'sweep', 'config_hash', 'commit', 'selection', 'finished')
         ]
         seeds = ', '.join(str(seed) for seed in material.summary.methods[label].seeds)
@@ -270,7 +270,7 @@ def about(material: Material) -> str:
     versions = '; '.join(f'{name} {" and ".join(values)}' for name, values in found.items())
     mixed = [name for name, values in found.items() if len(values) > 1]
     warning = missing('Not equal in all runs', mixed) if mixed else ''
-    heads = ''.join(f'<th>{name}</th>' for name in head)
+    heads = ''.join(f'<th class="text">{name}</th>' for name in head)
     body = f'<thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody>'
     return f'{warning}<div class="scroll"><table>{body}</table></div>{_note(versions)}'
 
