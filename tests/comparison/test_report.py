@@ -192,6 +192,28 @@ def test_predictions_are_those_of_the_tested_checkpoint_on_spread_samples(made):
         assert set(sample['tasks']) == set(TASKS)
 
 
+def test_samples_lie_evenly_over_each_domain_and_are_numbered_as_in_its_own_data_set():
+    class Domains(list):
+        domains = dict(a=range(0, 10), b=range(10, 13), c=range(13, 14))
+
+    assert pictures.choose_samples(Domains(range(14)), 4) == {'a 0': 0, 'a 5': 5, 'b 0': 10, 'b 1': 11, 'c 0': 13}
+
+    class Alone(list):
+        domains = dict(b=range(0, 3))
+
+    assert pictures.choose_samples(Alone(range(3)), 2) == {'b 0': 0, 'b 1': 1}
+    assert pictures.choose_samples(list(range(100)), 4) == {'0': 0, '25': 25, '50': 50, '75': 75}
+    assert pictures.choose_samples([1, 2], 4) == {'0': 0, '1': 1}
+
+
+def test_classes_and_numbers_are_told_in_words():
+    meta = dict(classes=['cup', 'mug', 'pen', 'bag'])
+    found = pictures.LINES['classification'](np.array(3), np.array([0.1, 0.4, 0.2, 0.3]), meta)
+    assert found == (['bag'], ['0.40 mug', '0.30 bag', '0.20 pen'])
+    found = pictures.LINES['regression'](None, np.array([1.5, -20.25]), dict(names=['x', 'y']))
+    assert found == (None, ['x 1.5', 'y -20.25'])
+
+
 def test_the_baseline_has_the_tasks_of_all_its_models(made):
     drawn = pictures.draw_run(run_folder(made[0], 'stl', 0), 'stl')
     assert all(set(sample['tasks']) == set(TASKS) for sample in drawn.values())
