@@ -60,6 +60,7 @@ class Comparison:
         self.results = self.work_dir / RESULTS
         self._known = list(known)
         self.rows: list[Row] = []
+        self._unchosen = False
         self.choices: dict[str, Any] = plan.read_plan(self.work_dir).get('choices') or {}
         self.sweeps = choice.sweeps_of(self.contestants) if select_on else {}
         finalists = [one for one in self.contestants if one.entry.group not in self.sweeps]
@@ -104,7 +105,7 @@ class Comparison:
         return planned
 
     def plan_lines(self) -> list[str]:
-        """What :meth:`run` would do, for a person."""
+        """Says what :meth:`run` would do, for a person."""
         left = [group for group in self.sweeps if group not in self.choices]
         return runs.plan_lines(self.runs) + [
             f'then the value of {group} that is best on the validation data, with {len(self.seeds)} seeds'
@@ -162,7 +163,12 @@ class Comparison:
         if failed:
             execution.progress.say(f'{group}: nothing can be chosen before {failed[0].name} is done')
             return False
-        self.choices[group] = choice.choose(self.sweeps[group], self.seeds, self.rows)
+        try:
+            self.choices[group] = choice.choose(self.sweeps[group], self.seeds, self.rows)
+        except ValueError as error:  # the numbers do not carry a choice; the report is written all the same
+            execution.progress.say(str(error))
+            self._unchosen = True
+            return False
         self._write()
         return True
 
@@ -175,7 +181,7 @@ class Comparison:
         print(f'written: {" ".join(map(str, written))}')
         if execution.failed:
             print(f'{len(execution.failed)} of {len(self.runs)} runs failed; the same command tries them again')
-        return 1 if execution.failed else 0
+        return 1 if execution.failed or self._unchosen else 0
 
     def _prepare(self, run: Run) -> None:
         """The best constants are the same for all runs: the first test computes them."""

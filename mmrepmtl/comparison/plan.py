@@ -25,7 +25,7 @@ PLAN = 'comparison.json'
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all runs: the options of ``train`` by the same names.
+    """Settings of all runs: the options of ``train`` by the same names.
 
     Attributes:
         cfg_options: As typed, ``key=value``.
@@ -99,8 +99,13 @@ def load_entry(entry: Entry, options: Options) -> Config:
         cfg_options=parse_options([*options.cfg_options, *own]),
         regularizer=entry.regularizer,
     )
-    apply_selection(cfg, options.selection, options.selection_metric)
+    apply_selection(cfg, options.selection, selection_metric(entry, options))
     return cfg
+
+
+def selection_metric(entry: Entry, options: Options) -> str | None:
+    """The metric that 'best-val' goes by; a task that is trained alone has none of another, and goes by its own."""
+    return None if entry.method == STL else options.selection_metric
 
 
 def load_contestant(entry: Entry, options: Options, folder_suffix: str = '') -> Contestant:

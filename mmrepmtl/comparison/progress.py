@@ -13,7 +13,9 @@ from mmrepmtl.comparison.results import STL, Row
 from mmrepmtl.comparison.runs import Run
 
 LINE_SECONDS = 300.0
-"""How often a log file gets a line; a terminal has one that changes."""
+"""How often a log file gets a line."""
+LIVE_SECONDS = 2.0
+"""How often the line of a terminal changes: it is made of files of all runs."""
 _STEP = re.compile(r'(?:Epoch\(train\)\s+\[(\d+)\]|Iter\(train\)\s+)\[\s*(\d+)/(\d+)\]')
 _SURE = 0.02
 
@@ -40,7 +42,7 @@ class Progress:
         self._runs, self._further, self._jobs, self._rows = list(runs), further, jobs, rows
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
-        self._shown, self._said_at = '', time.monotonic()
+        self._shown, self._said_at = '', -math.inf if self._live else time.monotonic()
         done = sum(run.state == 'done' for run in self._runs)
         self.say(f'{len(self._runs) + further} runs, {done} of them are done')
 
@@ -56,7 +58,7 @@ class Progress:
 
     def show(self, running: Sequence[Run]) -> None:
         """Shows the progress, if it is time for it."""
-        if not self._live and time.monotonic() - self._said_at < LINE_SECONDS:
+        if time.monotonic() - self._said_at < (LIVE_SECONDS if self._live else LINE_SECONDS):
             return
         self._said_at = time.monotonic()
         line = self.line(running)

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on, as plain data with a short hash."""
+"""The settings that a run's numbers depend on, as plain data with a short hash."""
 
 import hashlib
 import json
@@ -89,5 +89,5 @@ def _flat(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     if value and isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f'{path}.{key}' if path else str(key))
-    else:
+    elif path:
         yield path, value

@@ -21,6 +21,7 @@ TOOLS = {
     'browse': 'misc/browse_dataset.py',
     'saliency': 'analysis_tools/show_saliency.py',
     'export': 'deployment/export.py',
+    'compare': 'compare.py',
     'quickstart': 'quickstart.py',
 }
 

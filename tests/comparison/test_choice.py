@@ -46,6 +46,15 @@ def test_a_value_that_fails_on_a_task_is_not_chosen(values):
         choice.choose(values, [0], [row('ew', 0, 1.0), row(A, 0, math.nan), row(B, 0, math.nan)])
 
 
+def test_a_metric_without_a_relative_change_counts_for_no_value(values):
+    rows = [row('ew', 0, 1.0), row(A, 0, 0.9), row(B, 0, 0.8)]
+    for label, value in (('ew', 0.0), (A, 50.0), (B, 0.0)):
+        rows.append(dataclasses.replace(row(label, 0, value, metric='semseg/mIoU'), higher_is_better=True))
+    assert choice.choose(values, [0], rows)['scores'] == {A: [pytest.approx(10)], B: [pytest.approx(20)]}
+    with pytest.raises(ValueError, match='no metric of ew is above 0 in all seeds'):
+        choice.choose(values, [0], [row(label, 0, 0.0) for label in ('ew', A, B)])
+
+
 def test_nothing_is_chosen_before_all_seeds_are_measured(values):
     with pytest.raises(ValueError, match='ew has no validation numbers of seed 1'):
         choice.choose(values, [0, 1], [row('ew', 0, 1.0), *(row(A, seed, 1.0) for seed in (0, 1)), row(B, 0, 1.0)])

@@ -22,15 +22,21 @@ def comparison(folder, *methods, seeds=(1,), options=SHORT, **more):
     return Comparison(str(TINY), methods or ['ew'], seeds, folder, options, **more)
 
 
-def finish(made, value=1.0):
-    """Writes what the jobs of the runs would have left."""
+def finish(made, value=1.0, **values):
+    """Writes what the jobs of the runs would have left; ``values`` are {split: {label: value}}."""
     for run in made.runs:
-        run.folder.mkdir(parents=True, exist_ok=True)
         about = dict(config_hash=run.contestant.config_hash, settings=run.contestant.settings)
-        record = about | dict(state='done', steps_done=[name for name, _ in run.steps], attempts=[])
+        done = [name for name, _ in run.steps]
+        results = dict(run.results)
+        label = run.contestant.entry.label
+        if label in values.get('test', {}):  # a test that is not planned yet
+            done, results = [*done, 'test'], results | dict(test='test_metrics.json')
+        for split, name in results.items():
+            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            number = values.get(split, {}).get(label, value)
+            (run.folder / name).write_text(json.dumps(dict(metrics={'depth/abs_err': number}, meta={})))
+        record = about | dict(state='done', steps_done=done, attempts=[])
         (run.folder / 'run.json').write_text(json.dumps(record))
-        for _, name in run.results:
-            (run.folder / name).write_text(json.dumps(dict(metrics={'depth/abs_err': value}, meta={})))
 
 
 def states(made):
@@ -61,7 +67,8 @@ def test_the_selection_decides_what_is_tested(tmp_path):
     validated = ('train_cfg.max_epochs=12', 'val_dataloader.dataset.split=test')
     (last10,) = comparison(tmp_path, options=Options(validated, 'last10')).runs
     assert [name for name, _ in last10.steps] == ['train'] and last10.results == (('test', 'metrics.json'),)
-    (best,) = comparison(tmp_path, options=Options((), 'best-val', 'depth/abs_err')).runs
+    stl, best = comparison(tmp_path, 'stl', 'ew', options=Options((), 'best-val', 'depth/abs_err')).runs
+    assert '--selection best-val' in ' '.join(stl.steps[0][1]) and '--selection-metric' not in stl.steps[0][1]
     assert best.steps[1][1][5].endswith('best.pth')
     assert '--selection best-val --selection-metric depth/abs_err' in ' '.join(best.steps[0][1])
 
@@ -81,6 +88,27 @@ def test_a_finished_run_counts_by_its_folder_its_row_or_a_row_elsewhere(tmp_path
     elsewhere = comparison(tmp_path / 'd', 'uw', 'cagrad', known=[folder / 'results.csv'])
     assert states(elsewhere) == ['done', 'missing'] and {row.label for row in elsewhere.rows} == {'uw'}
     assert states(comparison(tmp_path / 'd', 'uw', seeds=[2], known=[folder / 'results.csv'])) == ['done', 'missing']
+
+
+def test_the_value_that_is_chosen_is_added_and_stays_chosen(tmp_path, capsys):
+    values = {seed: f'rep-mtl:lambda_tsr=0.{seed}' for seed in (1, 9)}
+    methods = ('ew', 'rep-mtl:lambda_tsr=0.1|0.9')
+    made = comparison(tmp_path, *methods, seeds=[2], select_on='val')
+    assert [run.results[0][0] for run in made.runs] == ['val'] * 6 and len(made.runs[0].results) == 2
+    assert 'then the value of rep-mtl:lambda_tsr=0.1|0.9 that is best' in made.plan_lines()[-1]
+    # On the test set the other one is better.
+    finish(made, val={values[1]: 0.9, values[9]: 0.8}, test={values[1]: 0.1, values[9]: 5.0})
+    assert made.run(device='cpu') == 0
+    assert f'{values[9]} is chosen' in capsys.readouterr().out
+    rows = read_results(tmp_path / 'results.csv')
+    tested = {(row.label, row.seed, row.value) for row in rows if row.split == 'test'}
+    assert tested == {('ew', 0, 1.0), ('ew', 1, 1.0), (values[9], 0, 5.0), (values[9], 1, 5.0)}
+    assert {row.selection for row in rows if row.label == values[9] and row.split == 'test'} == {
+        'the best of 2 values on the validation data'
+    }
+    again = comparison(tmp_path, *methods, seeds=[3], select_on='val')
+    planned = [(run.name, run.state) for run in again.runs if run.contestant.entry.label != 'ew']
+    assert planned == [(f'{values[9]}, seed {seed}', 'done' if seed < 2 else 'missing') for seed in range(3)]
 
 
 def test_another_config_is_refused_by_name_with_what_changed(tmp_path):

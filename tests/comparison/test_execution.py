@@ -25,7 +25,7 @@ from tests.comparison.test_job import TRAINING, wait_for
 def make_run(folder, label, code):
     contestant = Contestant(Entry(label, label, None, 'config'), {}, 'hash', 'config.py', ('a',))
     step = ('train', (sys.executable, '-c', code))
-    return Run(contestant, 0, folder / 'runs' / label / 'seed_0', (step,), ())
+    return Run(contestant, 0, folder / 'runs' / label / 'seed_0', (step,), (('test', 'metrics.json'),))
 
 
 def execute(folder, runs, resources=None, **more):
@@ -63,7 +63,7 @@ def test_a_failed_run_is_reported_with_its_last_lines_and_the_others_go_on(tmp_p
     assert records(runs) == ['done', 'done', 'failed', 'done'] and outcome.stopped == 0
     assert 'failed: bad, seed 0; the last lines of' in outcome.said and 'ValueError: no such thing' in outcome.said
     said = [(run.folder / 'run.log').read_text() for run in runs[:2]]
-    assert [text.partition('THREADS')[2].strip() for text in said] == ['3 GPU 4', '3 GPU 6']
+    assert [text.rpartition('THREADS')[2].strip() for text in said] == ['3 GPU 4', '3 GPU 6']
     assert execute(tmp_path, runs[:2]).finished == ['a', 'b'] and len(runs[0].record()['attempts']) == 1
 
 
@@ -92,8 +92,24 @@ def test_a_run_that_a_killed_comparison_left_at_work_is_waited_for(tmp_path):
     fcntl.flock(claim, fcntl.LOCK_EX)
     assert run.state == 'running'
     started = time.monotonic()
-    threading.Timer(1.5, claim.close).start()
-    assert execute(tmp_path, [run]).finished == ['a'] and time.monotonic() - started > 1.4
+    threading.Timer(4, claim.close).start()
+    assert execute(tmp_path, [run]).finished == ['a'] and time.monotonic() - started > 3.9
+
+
+def test_a_job_that_loses_its_node_writes_a_checkpoint_and_goes_on_with_another(tmp_path):
+    # Here submitit itself starts it again, as Slurm does with a job that is put back into the queue.
+    again = str(tmp_path / 'again')
+    run = make_run(tmp_path, 'a', f'import os\nif os.path.exists({again!r}): raise SystemExit\n{TRAINING}')
+
+    def send():
+        wait_for(lambda: (run.folder / 'run.log').is_file() and 'begun' in (run.folder / 'run.log').read_text())
+        open(again, 'w').close()
+        os.kill(run.record()['attempts'][0]['pid'], signal.SIGUSR2)
+
+    threading.Thread(target=send).start()
+    assert execute(tmp_path, [run]).finished == ['a']
+    assert 'checkpoint written' in (run.folder / 'run.log').read_text()
+    assert [attempt['state'] for attempt in run.record()['attempts']] == ['killed', 'done']
 
 
 SBATCH = """#!{python}
@@ -103,7 +119,8 @@ open({log!r}, 'a').write(text)
 job = str(100 + len(os.listdir({queue!r})))
 out = re.search(r'--output=(\\S+)', text).group(1).replace('%j', job)
 env = dict(os.environ, SLURM_JOB_ID=job, SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_JOB_NUM_NODES='1')
-process = subprocess.Popen(['bash', sys.argv[1]], env=env, start_new_session=True, stdout=open(out, 'a'), stderr=2)
+streams = dict(stdout=open(out, 'a'), stderr=subprocess.STDOUT)
+process = subprocess.Popen(['bash', sys.argv[1]], env=env, start_new_session=True, **streams)
 open(os.path.join({queue!r}, job), 'w').write(str(process.pid))
 print('Submitted batch job', job)
 """

@@ -17,7 +17,7 @@ from tests.comparison.test_results import ROW
 
 def make_run(folder, label='ew', seed=0, log='', epochs=10, tasks=('a', 'b'), record=None):
     contestant = Contestant(Entry(label, label, None, 'c'), dict(train_cfg=dict(max_epochs=epochs)), 'h', 'c.py', tasks)
-    run = Run(contestant, seed, folder / label / str(seed), (('train', ()),), ())
+    run = Run(contestant, seed, folder / label / str(seed), (('train', ()),), (('test', 'm.json'),))
     run.folder.mkdir(parents=True)
     (run.folder / 'run.log').write_text(log)
     if record is not None:
@@ -63,6 +63,7 @@ def test_a_file_gets_a_line_now_and_then_and_a_terminal_one_that_changes(tmp_pat
     assert stream.getvalue().count('50 %') == 1
     terminal = io.StringIO()
     terminal.isatty = lambda: True
+    monkeypatch.setattr(progress_module, 'LIVE_SECONDS', 0.0)
     shown = Progress([run], 0, 1, list, terminal)
     shown.show([run])
     shown.show([run])

@@ -30,10 +30,15 @@ def official(tmp_path_factory):
     return folder
 
 
-def test_its_training_images_are_divided_too(official):
-    # A part of 50 images in a row ends with those that are held out: of so few, none.
-    assert len(NYUv2Dataset(official, 'train-part')) == len(NYUv2Dataset(official, 'train')) == len(SPLITS['train'])
-    assert len(NYUv2Dataset(official, 'val-part')) == 0
+def test_its_training_images_are_divided_too(official, monkeypatch):
+    with pytest.raises(ValueError, match="split 'val-part' is empty: .* but there are only"):
+        len(NYUv2Dataset(official, 'val-part'))
+    monkeypatch.setattr('mmrepmtl.datasets.nyuv2.PART_BLOCK', 2)
+    monkeypatch.setattr('mmrepmtl.datasets.nyuv2.PART_HELD_OUT', 1)
+    numbers = sorted(SPLITS['train'])
+    for split, expected in {'train-part': numbers[::2], 'val-part': numbers[1::2]}.items():
+        dataset = NYUv2Dataset(official, split)
+        assert [dataset.get_data_info(i)['number'] for i in range(len(dataset))] == expected
 
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])

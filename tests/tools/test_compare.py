@@ -84,13 +84,17 @@ def epochs(log) -> list[int]:
 
 
 def start_and_send(folder, number, epoch):
-    """Starts the comparison and sends it a signal when its run is in this epoch; gives the status."""
+    """Starts the comparison and sends it a signal when its run is in this epoch; gives the status.
+
+    A Ctrl-C reaches all processes of a terminal, a kill only one.
+    """
     arguments = ['--methods', 'ew', '--seeds', '1', '--work-dir', str(folder), '--cfg-options', *LONG]
     environment = os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    process = subprocess.Popen([sys.executable, ROOT / 'tools/compare.py', TINY, *arguments], env=environment, cwd=ROOT)
+    command = [sys.executable, ROOT / 'tools/compare.py', TINY, *arguments]
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     for _ in range(1200):
         if epoch in epochs(folder / 'runs/ew/seed_0/run.log'):
-            process.send_signal(number)
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             return process.wait(120)
         assert process.poll() is None
         time.sleep(0.1)
