@@ -97,6 +97,14 @@ def test_a_resumed_run_overwrites_what_it_repeats_and_damaged_lines_are_counted(
     assert found.train == {'a': {1: 1.0, 2: 5.0}} and found.unreadable == 3
 
 
+def test_what_is_measured_now_and_then_is_a_point_where_it_was_measured(tmp_path):
+    values = [0.5, 0.5, 0.5, 0.7, 0.7, 0.5]
+    name = 'task_gradients/cos/a-b'
+    write_log(tmp_path, [{'lr': 1, 'step': 10 * i, name: v, 'raw/a': 2.0} for i, v in enumerate(values, 1)])
+    found = read_history([tmp_path]).train
+    assert found[name] == {10: 0.5, 40: 0.7, 60: 0.5} and len(found['raw/a']) == 6
+
+
 def test_the_baselines_tasks_have_folders_of_their_own(made):
     folder, _, _ = made
     assert [path.name for path in log_folders(run_folder(folder, 'stl', 0), 'stl')] == sorted(TASKS)
