@@ -1,0 +1,7 @@
+#!/usr/bin/env python
+"""The command ``mmrepmtl analyse``, in a checkout."""
+
+from mmrepmtl.cli.analyse import main
+
+if __name__ == '__main__':
+    main()
