@@ -46,7 +46,13 @@ setup(
     # In a checkout, links in the package lead to `configs`, since mmengine looks in the package: in .mim for a config
     # `mmrepmtl::NAME`, in mmrepmtl/configs for `from mmrepmtl.configs... import`. A wheel holds the files themselves.
     package_data={
-        'mmrepmtl': ['py.typed', '.mim/model-index.yml', '.mim/configs/**/*.py', 'configs/**/*.py'],
+        'mmrepmtl': [
+            'py.typed',
+            '.mim/model-index.yml',
+            '.mim/configs/**/*.py',
+            'configs/**/*.py',
+            'comparison/paper/*.csv',
+        ],
     },
     entry_points={'console_scripts': ['mmrepmtl = mmrepmtl_cli:main']},
     install_requires=read_requirements('runtime'),

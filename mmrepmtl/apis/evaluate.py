@@ -32,6 +32,9 @@ from mmrepmtl.utils.config_types import name_types, plain_data
 from mmrepmtl.utils.files import sweep_temporary, whole_file
 from mmrepmtl.utils.folders import check_writable
 
+GIVEN_CHECKPOINT = 'the checkpoint given'
+"""Selection of a test whose checkpoint no hook has selected."""
+
 
 def evaluate(
     cfg: Config,
@@ -83,7 +86,7 @@ def evaluate(
     load_weights(model, state['state_dict'], checkpoint)
     meta = state.get('meta', {})
     epoch, iteration = meta.get('epoch') or None, meta.get('iter')  # an iteration loop stays in epoch 0
-    selection = meta.get('selection', 'the checkpoint given')
+    selection = meta.get('selection', GIVEN_CHECKPOINT)
     where = f'epoch {epoch}' if epoch else f'iteration {iteration}' if iteration else 'an unknown epoch'
     runner.logger.info(f'checkpoint: {checkpoint} of {where}; selection: {selection}')
     tested = runner.test()

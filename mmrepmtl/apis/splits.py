@@ -1,5 +1,6 @@
 """The loaders and evaluators of a config, any of which may be absent or None."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,6 +97,18 @@ def own_datasets(dataset: Mapping[str, Any] | None) -> Iterator[Any]:
         return
     for child in children:
         yield from own_datasets(child)
+
+
+def validation_as_test(cfg: Config) -> None:
+    """Makes the validation data the ones that are tested, for choices that the test set must not see; changes ``cfg``.
+
+    Raises:
+        ValueError: The config has no validation.
+    """
+    check_split(cfg, 'val', '--split val')
+    for part in ('dataloader', 'evaluator'):
+        cfg[f'test_{part}'] = copy.deepcopy(cfg[f'val_{part}'])
+    cfg.test_cfg = {key: value for key, value in cfg.val_cfg.items() if key != 'type'}  # that of the loop
 
 
 def check_split(cfg: Config, split: str, user: str) -> None:

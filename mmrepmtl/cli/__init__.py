@@ -21,6 +21,7 @@ COMMANDS = {
     'export': 'write a trained model as an ONNX file that was compared with PyTorch',
     'demo': 'serve a web page: a picture in, all tasks and their saliency out',
     'methods': 'list the methods that --method takes',
+    'compare': 'train and test methods over seeds, then write the table and the report',
     'quickstart': 'train Rep-MTL on the embedded data set in minutes, then test it',
 }
 

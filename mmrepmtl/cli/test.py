@@ -9,7 +9,7 @@ from mmengine.config import DictAction
 
 from mmrepmtl.apis import evaluate, finish_launch, load_config
 from mmrepmtl.apis.config import check_comparable
-from mmrepmtl.apis.splits import check_split
+from mmrepmtl.apis.splits import check_split, validation_as_test
 from mmrepmtl.evaluation import load_baseline, load_results
 from mmrepmtl.utils.command import in_one_line
 
@@ -22,6 +22,7 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument(
         '--stl', nargs='+', metavar='RESULTS.json', help='results of the single-task baseline, for Delta p'
     )
+    parser.add_argument('--split', choices=['test', 'val'], default='test', help='val: on the validation data instead')
     parser.add_argument('--show-dir', help='where predictions.png goes')
     parser.add_argument('--no-constant', action='store_true', help='leave out the best constant predictions')
     parser.add_argument('--trust-checkpoint', action='store_true', help='load a checkpoint that holds more than data')
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             cfg_options=args.cfg_options,
             launcher=args.launcher,
         )
+        if args.split == 'val':
+            validation_as_test(cfg)
         if args.stl:
             check_split(cfg, 'test', 'test')
             check_comparable(cfg, baselines)

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,15 @@ PALETTE = [
 ]
 
 FOLDERS = dict(image='image', semseg='label', depth='depth', normal='normal')
-SPLIT_FOLDERS = dict(train=('train',), val=('val', 'test'), test=('test', 'val'))
+SPLIT_FOLDERS = {
+    'train': ('train',),
+    'val': ('val', 'test'),
+    'test': ('test', 'val'),
+    'train-part': ('train',),
+    'val-part': ('train',),
+}
+# The images follow one another as the camera went through the rooms: blocks keep most rooms in one part.
+PART_BLOCK, PART_HELD_OUT = 50, 10
 
 # Endings and reader of each modality's files, by layout.
 FILES = dict(
@@ -80,10 +88,12 @@ class NYUv2Dataset(FolderArchiveDataset):
     Args:
         data_root (str, optional): The folder of the data; None takes ``nyuv2`` in the folder that the environment
             variable ``MMREPMTL_DATA`` names.
-        split (str): 'train'; 'val' and 'test' are the same 654 images. Defaults to 'train'.
+        split (str): 'train'; 'val' and 'test' are the same 654 images. Settings that must not be chosen on these are
+            chosen on 'val-part', after a training on 'train-part': of each 50 training images in a row the last 10
+            (155 of 795), and the others (640). Defaults to 'train'.
         layout (str): 'npy', 'image', 'mat', or 'auto' which looks at the files. Defaults to 'auto'.
         allow_unlabelled (bool): Whether a missing target file means "unlabelled" instead of an error. False by default.
-        test_mode (bool, optional): None means all splits but 'train'.
+        test_mode (bool, optional): None means all splits but 'train' and 'train-part'.
         **kwargs: Those of ``MultiTaskDataset``: ``targets`` (of 'semseg', 'depth', 'normal'), ``pipeline``, ``indices``
             (the first n samples, or a list of positions), ``seed``, ``check``.
 
@@ -101,7 +111,7 @@ class NYUv2Dataset(FolderArchiveDataset):
         ),
     )
     LAYOUTS = (*FILES, 'mat')
-    OFFICIAL_COUNTS = dict(train=795, val=654, test=654)
+    OFFICIAL_COUNTS = {'train': 795, 'val': 654, 'test': 654, 'train-part': 640, 'val-part': 155}
 
     def __init__(
         self,
@@ -113,14 +123,15 @@ class NYUv2Dataset(FolderArchiveDataset):
         **kwargs: Any,
     ) -> None:
         if split not in SPLIT_FOLDERS:
-            raise ValueError(f"NYUv2Dataset: split is {split!r}, expected 'train', 'val' or 'test'")
+            *others, last = map(repr, SPLIT_FOLDERS)
+            raise ValueError(f'NYUv2Dataset: split is {split!r}, expected {", ".join(others)} or {last}')
         self.split = split
         self._mat: NYUv2Mat | None = None
         super().__init__(
             data_root=readers.resolve_root('NYUv2Dataset', data_root, 'nyuv2'),
             layout=layout,
             allow_unlabelled=allow_unlabelled,
-            test_mode=split != 'train' if test_mode is None else test_mode,
+            test_mode=not split.startswith('train') if test_mode is None else test_mode,
             **kwargs,
         )
 
@@ -138,10 +149,24 @@ class NYUv2Dataset(FolderArchiveDataset):
         if self.layout != 'mat' and (self.layout != 'auto' or folders or not Path(self.data_root, FILE).is_file()):
             return super().load_data_list()
         mat = self._mat = NYUv2Mat(self.data_root)
-        numbers = mat.splits['train' if self.split == 'train' else 'val']
+        numbers = mat.splits['train' if SPLIT_FOLDERS[self.split] == ('train',) else 'val']
         if numbers[-1] > mat.count:
             raise ValueError(f'{mat.path}: holds {mat.count} images, but splits.mat names image {numbers[-1]}')
-        return [dict(path=str(mat.path), image=f'{mat.path}: image {number}', number=number) for number in numbers]
+        return [
+            dict(path=str(mat.path), image=f'{mat.path}: image {number}', number=number)
+            for number in self._of_this_part(numbers)
+        ]
+
+    def select_names(self, names: list[str]) -> list[str]:
+        """See :meth:`FolderArchiveDataset.select_names`."""
+        return self._of_this_part(names)
+
+    def _of_this_part(self, samples: Sequence[Any]) -> list[Any]:
+        if not self.split.endswith('-part'):
+            return list(samples)
+        first_held_out = PART_BLOCK - PART_HELD_OUT
+        held_out = self.split == 'val-part'
+        return [sample for i, sample in enumerate(samples) if (i % PART_BLOCK >= first_held_out) == held_out]
 
     def load_sample(self, data_info: dict) -> dict:
         """See :meth:`MultiTaskDataset.load_sample`."""

@@ -5,6 +5,7 @@ from .ranks import RanksHook
 from .resume import ResumeHook
 from .saving import CheckpointHook
 from .selection import SelectionHook
+from .task_gradients import TaskGradientsHook
 
 __all__ = [
     'CheckpointHook',
@@ -15,4 +16,5 @@ __all__ = [
     'RanksHook',
     'ResumeHook',
     'SelectionHook',
+    'TaskGradientsHook',
 ]

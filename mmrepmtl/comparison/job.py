@@ -1,0 +1,188 @@
+"""One run of a comparison, as the process that submitit starts sees it: its commands, one after the other.
+
+This file imports the standard library only and is sent to that process as a whole: a process that waits for a training
+needs neither torch nor the memory for it.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+RECORD = 'run.json'
+LOG = 'run.log'
+CLAIM = '.claim'
+LAST_CHECKPOINT = 'last_checkpoint'
+CHECKPOINT = '{checkpoint}'
+"""Stands in a command for the checkpoint that its run has written last."""
+POLL_SECONDS = 0.5
+
+
+class RunJob:
+    """Runs the commands of one run in its folder and keeps a record of them in ``run.json``.
+
+    Every command is a process in a session of its own, so that a Ctrl-C in the terminal does not reach it twice. It is
+    asked to stop once, by SIGTERM, when the comparison that started it is gone or wants to end: a training then writes
+    a checkpoint. A lock on the folder, which the commands inherit, says that a run is at work, whoever started it.
+
+    Args:
+        spec: ``folder``; ``steps``, a list of ``dict(name, command)``; ``env``, what differs in the environment;
+            ``cwd``; ``alive``, a file that the comparison holds locked as long as the run shall go on, or None;
+            ``about``, what the record says besides.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+
+    def __call__(self) -> str:
+        """Returns 'done', 'failed', 'interrupted' or, if another process is at work in the folder, 'busy'."""
+        folder = Path(self.spec['folder'])
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / CLAIM, 'a') as claim:
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 'busy'
+            except OSError:  # a file system without locks, of a cluster: its queue keeps two runs apart
+                pass
+            self._record = self._begin(folder)
+            state = 'done'
+            for step in self.spec['steps']:
+                if step['name'] in self._record['steps_done']:
+                    continue
+                state = self._run(step, folder, claim.fileno())
+                if state != 'done':
+                    break
+                self._record['steps_done'].append(step['name'])
+                self._write(folder)
+            finished = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+            self._record |= dict(state=state) | (dict(finished=finished) if state == 'done' else {})
+            self._write(folder)
+            return state
+
+    def checkpoint(self) -> Any:
+        """Called by submitit when Slurm takes the node: the run goes on when it gives another."""
+        from submitit.helpers import DelayedSubmission
+
+        process = self.__dict__.get('_process')
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        return DelayedSubmission(RunJob(self.spec))
+
+    def _begin(self, folder: Path) -> dict[str, Any]:
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding='utf-8'))
+        except (OSError, ValueError):
+            record = {}
+        record = dict(attempts=[], steps_done=[]) | record | self.spec['about'] | dict(state='running')
+        for attempt in record['attempts']:
+            if 'seconds' not in attempt:  # killed: its last word was its end
+                log = folder / LOG
+                end = log.stat().st_mtime if log.is_file() else attempt['started']
+                attempt |= dict(seconds=max(end - attempt['started'], 0.0), state='killed')
+        self._record = record
+        self._write(folder)
+        return record
+
+    def _run(self, step: dict[str, Any], folder: Path, claim: int) -> str:
+        command = [self._fill(part, folder) for part in step['command']]
+        attempt: dict[str, Any] = dict(step=step['name'], started=time.time(), pid=os.getpid())
+        self._record['attempts'].append(attempt)
+        self._write(folder)
+        with open(folder / LOG, 'ab') as log:
+            log.write(f'$ {" ".join(command)}\n'.encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.spec['cwd'],
+                env=os.environ | self.spec['env'],
+                start_new_session=True,
+                pass_fds=(claim,),
+                preexec_fn=_leave_to_the_job,
+            )
+            code, asked = self._wait()
+        attempt |= dict(
+            seconds=time.time() - attempt['started'],
+            status=code,
+            # Of the largest child so far, KiB: the training, which comes first.
+            max_rss_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        )
+        if code == 0:
+            attempt['state'] = 'done'
+        else:
+            attempt['state'] = 'interrupted' if asked or code in _INTERRUPTED else 'failed'
+        self._write(folder)
+        return attempt['state']
+
+    def _wait(self) -> tuple[int, bool]:
+        """The status of the process, and whether it was asked to stop."""
+        asked = False
+        while True:
+            try:
+                return self._process.wait(POLL_SECONDS), asked
+            except subprocess.TimeoutExpired:
+                if not asked and self.spec['alive'] is not None and is_free(self.spec['alive']):
+                    asked = True
+                    self._process.send_signal(signal.SIGTERM)
+
+    def _fill(self, part: str, folder: Path) -> str:
+        if part != CHECKPOINT:
+            return part
+        file = folder / LAST_CHECKPOINT
+        named = Path(file.read_text(encoding='utf-8').strip()) if file.is_file() else None
+        if named is None:
+            return str(folder / 'no checkpoint was written; set default_hooks.checkpoint')
+        return str(named if named.is_file() else folder / named.name)  # a folder may have been moved
+
+    def _write(self, folder: Path) -> None:
+        temporary = folder / f'.{RECORD}.{os.getpid()}'
+        temporary.write_text(json.dumps(self._record, indent=1) + '\n', encoding='utf-8')
+        os.replace(temporary, folder / RECORD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(spec=self.spec)  # submitit pickles it once more before it asks Slurm for another node
+
+
+# Statuses of a run that a signal stopped, with a checkpoint: 128 and the signal, as InterruptHook ends it.
+_INTERRUPTED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
+
+
+def _leave_to_the_job() -> None:
+    """Slurm announces the end of a job to all of its processes; this one acts on it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def is_free(path: str | os.PathLike) -> bool:
+    """Whether no process holds a lock on a file; also if there is no such file."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:  # no such file, or a file system without locks
+        return True
+
+
+def tail(file: str | os.PathLike) -> list[str]:
+    """The last lines of a log that are not empty; none if there is no file."""
+    try:
+        with open(file, 'rb') as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            text = log.read().decode(errors='replace')
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+_TAIL_BYTES = 20_000

@@ -1,0 +1,210 @@
+"""Statistics of methods over seeds: means, ranks, paired differences with intervals, and the words that they carry."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scipy.stats import rankdata, t
+
+LEVEL = 0.95
+"""Confidence of the intervals, over all methods of a comparison together."""
+
+
+class Estimate(NamedTuple):
+    """Mean of a number over seeds; ``deviation`` is the sample standard deviation, None for one seed."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """Mean and sample standard deviation (divisor n - 1).
+
+    Raises:
+        ValueError: There is no value.
+    """
+    values = list(values)
+    if not values:
+        raise ValueError('estimate: there is no value; give at least one')
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Estimate(mean, None, 1)
+    return Estimate(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)), len(values))
+
+
+def mean_ranks(
+    means: Mapping[str, Mapping[str, float]], keys: Sequence[str], directions: Mapping[str, bool]
+) -> dict[str, float]:
+    """Mean over metrics of the rank of each method, 1 being the best; methods that are equal share their mean rank.
+
+    Args:
+        means: {method: {metric: mean over seeds}}.
+        keys: The metrics that count. A method that lacks one of them, or has NaN there, has no rank.
+        directions: {metric: whether higher is better}.
+
+    Source: the column MR of Navon et al., "Multi-Task Learning as a Bargaining Game", ICML 2022.
+    """
+    ranked = [label for label, own in means.items() if all(math.isfinite(own.get(key, math.nan)) for key in keys)]
+    if not ranked or not keys:
+        return {}
+    columns = [
+        rankdata([-means[label][key] if directions[key] else means[label][key] for label in ranked]) for key in keys
+    ]
+    return {label: math.fsum(column[i] for column in columns) / len(keys) for i, label in enumerate(ranked)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    Args:
+        p_values: One per method.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for position, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's Delta p less that of the reference, paired by seed; positive is better than the reference.
+
+    Attributes:
+        label: The method.
+        reference: The method that it is compared with.
+        seeds: The seeds that both have.
+        values: {seed: difference}, in percentage points of Delta p.
+        mean: Mean over those seeds; None without a seed in common.
+        interval: Corrected confidence interval (low, high); None where no statement can be made.
+        plain: The interval of this comparison alone, without a correction.
+        p: Holm's adjusted p-value of the paired t test; None where there is no interval.
+        family: How many methods the correction is over.
+    """
+
+    label: str
+    reference: str
+    values: Mapping[int, float]
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    plain: tuple[float, float] | None = None
+    p: float | None = None
+    family: int = 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that both have."""
+        return tuple(self.values)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the corrected interval excludes 0."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, which claims no more than the numbers carry."""
+        against = f'{self.label} against {self.reference}'
+        if not self.values:
+            return f'{against}: no statement, there is no seed that both have.'
+        if self.interval is None:
+            shown = f'Delta p {self.mean:+.2f}'
+            if len(self.values) == 1:
+                return f'{against}: no statement, {shown} comes from one seed, so there is no interval.'
+            return (
+                f'{against}: no statement, {shown} is the same for all {len(self.values)} seeds, so nothing is known '
+                'about its spread.'
+            )
+        low, high = self.interval
+        correction = (
+            "Holm's correction for 1 method" if self.family == 1 else f"Holm's correction for {self.family} methods"
+        )
+        numbers = (
+            f'Delta p {self.mean:+.2f}, {100 * LEVEL:g} % interval {low:+.2f} to {high:+.2f} after {correction}, '
+            f'{len(self.values)} seeds'
+        )
+        if not self.clear:
+            return f'{against}: no clear difference ({numbers}).'
+        return f'{against}: {"better" if low > 0 else "worse"} ({numbers}).'
+
+
+def paired_differences(
+    deltas: Mapping[str, Mapping[int, float]], reference: str, baseline: bool = False
+) -> list[Difference]:
+    """Compares each method with a reference, over the seeds that both have.
+
+    The interval of a method is that of the paired t test at the level at which Holm's procedure decides about it: with
+    k methods and p-values in rising order, the i-th is tested at (1 - 0.95) / (k - i + 1), and all that follow the
+    first one which is not clear at the level of that one. So an interval excludes 0 exactly where Holm's adjusted
+    p-value is below 0.05. It assumes that the differences are normally distributed, which few seeds cannot show.
+
+    Args:
+        deltas: {method: {seed: Delta p}}.
+        reference: The method to compare with; it is not compared with itself.
+        baseline: ``reference`` is what Delta p is measured against, so its own is 0 for every seed.
+
+    Returns:
+        One per method, in the order given.
+
+    Raises:
+        ValueError: The reference is not among the methods.
+    """
+    if not baseline and reference not in deltas:
+        raise ValueError(f'paired_differences: there is no {reference!r}, only {", ".join(deltas) or "nothing"}')
+    found = []
+    for label, own in deltas.items():
+        if label == reference:
+            continue
+        other = dict.fromkeys(own, 0.0) if baseline else deltas[reference]
+        found.append(Difference(label, reference, {seed: own[seed] - other[seed] for seed in own if seed in other}))
+    tests = {index: _Test(list(entry.values.values())) for index, entry in enumerate(found)}
+    tested = {index: test for index, test in tests.items() if test.usable}
+    adjusted = dict(zip(tested, holm([test.p for test in tested.values()]), strict=True))
+    levels = dict(zip(tested, _levels([test.p for test in tested.values()]), strict=True))
+    return [
+        Difference(
+            entry.label,
+            reference,
+            entry.values,
+            mean=tests[index].mean,
+            interval=tests[index].interval(levels[index]) if index in tested else None,
+            plain=tests[index].interval(1 - LEVEL) if index in tested else None,
+            p=adjusted.get(index),
+            family=len(tested),
+        )
+        for index, entry in enumerate(found)
+    ]
+
+
+class _Test:
+    """The paired t test of differences against 0."""
+
+    def __init__(self, values: list[float]) -> None:
+        found = estimate(values) if values else None
+        self.mean = found.mean if found else None
+        # Equal differences would make any claim certain; more often they say that a seed changed nothing.
+        self.usable = found is not None and found.deviation is not None and found.deviation > 1e-12
+        if self.usable:
+            self.error, self.freedom = found.deviation / math.sqrt(found.count), found.count - 1
+            self.p = float(2 * t.sf(abs(found.mean) / self.error, self.freedom))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        half = float(t.isf(alpha / 2, self.freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+
+def _levels(p_values: Sequence[float]) -> list[float]:
+    """The alpha at which Holm's procedure decides about each p-value."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    levels, stopped = [0.0] * len(p_values), None
+    for position, i in enumerate(order):
+        level = (1 - LEVEL) / (len(p_values) - position) if stopped is None else stopped
+        levels[i] = level
+        if stopped is None and p_values[i] >= level:
+            stopped = level
+    return levels
