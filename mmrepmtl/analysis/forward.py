@@ -34,7 +34,7 @@ def shared_forward(
         The losses, the views of Z, and the size (H, W) of the padded images.
 
     Raises:
-        ValueError: The shared module is unknown, or was not called.
+        ValueError: The shared module is unknown, or was not called; a batch is too small for BatchNorm in training.
     """
     batch = dict(inputs=list(inputs), data_samples=[sample.clone() for sample in data_samples])
     capture = SharedCapture(shared, calls)
@@ -49,7 +49,15 @@ def shared_forward(
         with torch.enable_grad(), torch.random.fork_rng(enabled=training):
             if training:
                 torch.manual_seed(0)
-            outputs = functional_call(model, buffers, (), dict(batch, mode='loss'))
+            try:
+                outputs = functional_call(model, buffers, (), dict(batch, mode='loss'))
+            except ValueError as error:
+                if 'more than 1 value per channel' not in str(error):
+                    raise
+                raise ValueError(
+                    f'BatchNorm has no statistics of a batch of {len(inputs)} in training mode; use larger batches, or '
+                    'evaluation mode'
+                ) from error
     finally:
         hook.remove()
         model.train(was_training)

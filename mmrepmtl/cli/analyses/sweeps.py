@@ -37,7 +37,7 @@ def run_comparison(args: argparse.Namespace, entries: Sequence[str]) -> int | No
     """Runs ``mmrepmtl compare`` with these entries, where the command line names a config.
 
     Returns:
-        Its exit status; None after --print, when there is nothing more to do.
+        Its exit status; None after --print or compare's --dry-run, when there is nothing more to do.
 
     Raises:
         ValueError: --print or options for compare without --config.
@@ -51,7 +51,8 @@ def run_comparison(args: argparse.Namespace, entries: Sequence[str]) -> int | No
     if args.print:
         print(shlex.join(['mmrepmtl', 'compare', *command]))
         return None
-    return compare.main(command, prog='mmrepmtl compare') or 0
+    status = compare.main(command, prog='mmrepmtl compare') or 0
+    return None if '--dry-run' in args.compare_options else status
 
 
 def read_rows(args: argparse.Namespace) -> list[Row]:
