@@ -6,6 +6,7 @@ One multiply-add is two operations. Counted are convolutions, matrix products an
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ from mmrepmtl.models.necks import TaskSaliencyDecoder
 TSD = 'TSD'
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The cost of a part of the model.
 
     Attributes:
@@ -142,7 +144,8 @@ def count_passes(
     return Passes(heads * num_batches, encoder * num_batches)
 
 
-class StepCost(NamedTuple):
+@dataclass(frozen=True)
+class StepCost:
     """Methods whose step has the same counted cost.
 
     Attributes:

@@ -10,6 +10,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -23,7 +24,8 @@ WELL_TRAINED, OVER = (2.0, 4.0), 6.0
 INSTALL = "pip install 'mmrepmtl[analysis]', or pip install 'weightwatcher>=0.7,<0.8'"
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """The fit of one layer.
 
     Attributes:
@@ -74,7 +76,7 @@ def spectrum(model: nn.Module, fit: Fit | None = None) -> Spectrum:
     rows = {row['longname']: row for row in (fit or weightwatcher_fit)(model)}
     layers, skipped = [], {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue
         row = rows.get(name)
         if row is None:

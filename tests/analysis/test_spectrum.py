@@ -37,7 +37,7 @@ def test_layers_are_grouped_and_those_without_a_fit_are_named():
     }
     assert list(found.skipped) == [convs[1], convs[-1]]
     assert 'fewer than 10' in found.skipped[convs[1]] and 'its 54 eigenvalues' in found.skipped[convs[-1]]
-    assert found.layers[0][2:] == (3.0, 0.1, 0.05, 54) and found.means()['encoder'] == 3.0
+    assert found.layers[0] == Layer(convs[0], 'encoder', 3.0, 0.1, 0.05, 54) and found.means()['encoder'] == 3.0
 
 
 def test_a_model_of_another_project_is_grouped_by_its_children():

@@ -6,6 +6,7 @@ mmrepmtl analyse cost nyuv2/rep-mtl_resnet50-d8_deeplab_b8-200e_nyuv2-288x384
 import argparse
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -52,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     numbers = dict(
         config=str(args.config),
         size=list(size),
-        parts=[part._asdict() for part in parts],
-        steps=[cost._asdict() for cost in costs],
+        parts=[asdict(part) for part in parts],
+        steps=[asdict(cost) for cost in costs],
     )
     print(f'cost: {args.out}, {write_numbers(args.out, numbers)}')
 

@@ -5,6 +5,7 @@ mmrepmtl analyse spectrum rep-mtl=work_dirs/a ew=work_dirs/b --out spectrum.png
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _details(trained: Trained, found: Spectrum) -> dict[str, Any]:
-    return trained.facts() | dict(layers=[layer._asdict() for layer in found.layers], skipped=found.skipped)
+    return trained.facts() | dict(layers=[asdict(layer) for layer in found.layers], skipped=found.skipped)
 
 
 def _print_table(means: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

@@ -1,4 +1,4 @@
-"""What ``ablation``, ``sensitivity`` and ``time`` have in common: they draw a comparison, and can run it before."""
+"""Common parts of ``ablation``, ``sensitivity`` and ``time``: they draw a comparison, and can run it before."""
 
 import argparse
 import json
