@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmrepmtl.analysis.forward import shared_forward
 from mmrepmtl.engine.checks import check_own_samples
 from mmrepmtl.engine.graph import leaves
+from mmrepmtl.engine.task_losses import resolve_prefixes
 from mmrepmtl.structures import MultiTaskDataSample
 
 Batch = tuple[Sequence[Tensor], Sequence[MultiTaskDataSample]]
@@ -27,15 +28,13 @@ class BatchConflict(NamedTuple):
     Attributes:
         tasks: Their names.
         losses_T: The losses.
-        at_z_TT: Inner products of dL_t / dZ over the whole batch, all levels of Z together; None where each task has
-            samples of its own.
-        at_samples_BTT: The same for each sample; None there.
+        at_samples_BTT: Inner products of dL_t / dZ of each sample, all levels of Z together; their sum is that of the
+            batch. None where each task has samples of its own.
         at_parameters_TT: Inner products of the gradients by the shared parameters.
     """
 
     tasks: tuple[str, ...]
     losses_T: Tensor
-    at_z_TT: Tensor | None
     at_samples_BTT: Tensor | None
     at_parameters_TT: Tensor
 
@@ -88,7 +87,7 @@ def batch_conflict(
         ValueError: The shared module is unknown or was not called; there is one task only, or no trainable parameter
             that Z depends on.
     """
-    own = check_own_samples(model, list(model.tasks), None)
+    own = check_own_samples(model, list(resolve_prefixes(None, model)), None)
     losses, capture, _ = shared_forward(model, inputs, data_samples, shared, training, own)
     tasks, views = tuple(losses.losses), capture.views
     if len(tasks) < 2:
@@ -110,13 +109,14 @@ def batch_conflict(
         full = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True)]
         at_z.append(full[: len(views)])
         rows.append(torch.cat([grad.flatten() for grad in full[len(views) :]]))
-    per_sample = None
+    per_sample: Tensor | None = None
     if shares:
-        per_sample = sum(_inner(torch.stack([own[level].flatten(1) for own in at_z], 1)) for level in range(len(views)))
+        # (level, B, T, T)
+        inner = [_inner(torch.stack([own[level].flatten(1) for own in at_z], 1)) for level in range(len(views))]
+        per_sample = torch.stack(inner).sum(0)
     return BatchConflict(
         tasks,
         losses.losses_T.cpu().double(),
-        None if per_sample is None else per_sample.sum(0),
         per_sample,
         _inner(torch.stack(rows)),
     )
@@ -149,10 +149,11 @@ def conflict(model: nn.Module, batches: Iterable[Batch], shared: str, training: 
     if not found:
         raise ValueError('conflict: there is no batch; give one, for example val:0-7')
     z = samples = negative = z_norm = None
-    if found[0].at_samples_BTT is not None:
-        at_z = torch.stack([batch.at_z_TT for batch in found])
+    per_sample = [batch.at_samples_BTT for batch in found if batch.at_samples_BTT is not None]
+    if per_sample:
+        at_z = torch.stack([inner_BTT.sum(0) for inner_BTT in per_sample])
         z, z_norm = cosines(at_z).nanmean(0), _norms(at_z)
-        own = cosines(torch.cat([batch.at_samples_BTT for batch in found]))
+        own = cosines(torch.cat(per_sample))
         samples = own.nanmean(0)
         negative = torch.where(own.isnan(), math.nan, (own < 0).double()).nanmean(0)
     at_parameters = torch.stack([batch.at_parameters_TT for batch in found])
@@ -166,7 +167,7 @@ def conflict(model: nn.Module, batches: Iterable[Batch], shared: str, training: 
         _norms(at_parameters),
         torch.stack([batch.losses_T for batch in found]).mean(0),
         len(found),
-        0 if samples is None else sum(len(batch.at_samples_BTT) for batch in found),
+        sum(map(len, per_sample)),
     )
 
 

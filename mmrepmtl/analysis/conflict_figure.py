@@ -28,7 +28,7 @@ def conflict_figure(found: Mapping[str, Conflict], note: str = '') -> Figure:
     for row, (label, own) in zip(rows, found.items(), strict=True):
         row.suptitle(label, fontsize=10, color=INK, fontweight='bold')
         axes = row.subplots(1, columns)
-        if at_z:
+        if own.z_TT is not None and own.samples_TT is not None:
             draw_matrix(axes[0], own.z_TT.tolist(), own.tasks, f'cosine at Z,\nmean of {_count(own.batches, "batch")}')
             draw_matrix(
                 axes[1], own.samples_TT.tolist(), own.tasks, f'cosine at Z,\nmean of {_count(own.samples, "sample")}'
@@ -102,5 +102,5 @@ def course_figure(found: Mapping[str, Sequence[tuple[int, Conflict]]], unit: str
         upper.xaxis.get_major_locator().set_params(integer=True)
         lower.xaxis.get_major_locator().set_params(integer=True)
     draw_legend(figure, grid[0][0], len(pairs) if len(pairs) < 5 else 4)
-    draw_legend(figure, grid[1][0], len(first.tasks), 'lower')
+    draw_legend(figure, grid[1][0], len(first.tasks), below=True)
     return figure

@@ -57,18 +57,20 @@ def model_cost(model: nn.Module, size: Sequence[int], shared: str = 'encoder') -
             f'cost: only encoder, neck and heads of a MultiTaskModel are counted, the config has {type(model).__name__}'
         )
     model = copy.deepcopy(model).cpu().eval()
+    encoder, neck = model.get_submodule('encoder'), dict(model.named_children()).get('neck')
+    heads = dict(model.get_submodule('heads').named_children())
     image = torch.zeros(1, 3, *size)
     try:
-        features, flops = _count(model.encoder, image)
-        parts = [Part('encoder', _parameters(model.encoder), flops, True)]
-        if model.neck is not None:
-            features, flops = _count(model.neck, features)
-            name = TSD if isinstance(model.neck, TaskSaliencyDecoder) else 'neck'
-            parts.append(Part(name, _parameters(model.neck), flops, shared == 'neck'))
-        for task, head in model.heads.items():
+        features, flops = _count(encoder, image)
+        parts = [Part('encoder', _parameters(encoder), flops, True)]
+        if neck is not None:
+            features, flops = _count(neck, features)
+            name = TSD if isinstance(neck, TaskSaliencyDecoder) else 'neck'
+            parts.append(Part(name, _parameters(neck), flops, shared == 'neck'))
+        for task, head in heads.items():
             own = features[task] if isinstance(features, Mapping) and task in features else features
             flops = _count(head, own, (int(size[0]), int(size[1])))[1]
-            parts.append(Part(task, _parameters(model.heads[task]), flops, False))
+            parts.append(Part(task, _parameters(head), flops, False))
     except RuntimeError as error:
         raise ValueError(f'cost: the model does not run on an image of {size[0]} x {size[1]}: {error}') from error
     return parts

@@ -25,8 +25,8 @@ def cost_figure(parts: Sequence[Part], costs: Sequence[StepCost], title: str) ->
     below = 0.9 + 0.17 * lines if costs else 0
     figure = new_figure(10, above + below)
     figure.suptitle(title, fontsize=11, color=INK)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(above, below)) if costs else (figure, None)
-    left, right = upper.subplots(1, 2)
+    rows = figure.subfigures(2 if costs else 1, 1, height_ratios=(above, below) if costs else None, squeeze=False)[:, 0]
+    left, right = rows[0].subplots(1, 2)
     names = [part.name for part in parts]
     colours = [colour(0) if part.shared else colour(1) for part in parts]
     numbers = [part.parameters / 1e6 for part in parts]
@@ -34,8 +34,8 @@ def cost_figure(parts: Sequence[Part], costs: Sequence[StepCost], title: str) ->
     flops = [part.flops / 1e9 for part in parts]
     _bars(right, names, flops, colours, [_number(number) for number in flops], 'one forward pass', 'GFLOPs per image')
     right.set_yticklabels([])
-    if lower is not None:
-        axes = lower.subplots()
+    if costs:
+        axes = rows[1].subplots()
         texts = [f'{_number(cost.flops / 1e9)}  ({cost.ratio:.2f} x ew)  {cost.passes}' for cost in costs]
         step = [cost.flops / 1e9 for cost in costs]
         _bars(axes, labels, step, [colour(2)] * len(costs), texts, 'one training step', 'GFLOPs per image')

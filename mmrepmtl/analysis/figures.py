@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +16,7 @@ from mmrepmtl.utils.files import whole_file
 from mmrepmtl.visualization.draw import check_format, write_picture
 
 DPI = 150
+Place = Literal['outside lower center', 'outside upper center']
 #: Colours of methods and tasks (Okabe and Ito), told apart by colour-blind readers too.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7f7f7f', '#000000')
 MARKERS = 'os^Dv<>p'
@@ -29,7 +30,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def style(axes: Axes, title: str = '', x: str = '', y: str = '', grid: str = 'y') -> Axes:
+def style(axes: Axes, title: str = '', x: str = '', y: str = '', grid: Literal['x', 'y'] = 'y') -> Axes:
     """Gives axes a title, labels with units, a faint grid behind the data, and no box around them."""
     if title:
         axes.set_title(title, fontsize=10, color=INK)
@@ -37,9 +38,8 @@ def style(axes: Axes, title: str = '', x: str = '', y: str = '', grid: str = 'y'
     axes.set_ylabel(y, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[['top', 'right']].set_visible(False)
-    if grid:
-        axes.grid(axis=grid, color='#dddddd', linewidth=0.6)
-        axes.set_axisbelow(True)
+    axes.grid(axis=grid, color='#dddddd', linewidth=0.6)
+    axes.set_axisbelow(True)
     return axes
 
 
@@ -65,11 +65,12 @@ def draw_matrix(axes: Axes, values: Sequence[Sequence[float]], names: Sequence[s
             axes.text(j, i, text, ha='center', va='center', fontsize=8 if len(names) < 7 else 6, color=shade)
 
 
-def draw_legend(figure: Figure, axes: Axes, columns: int = 4, place: str = 'upper') -> None:
-    """Draws the legend of some axes above (or, 'lower', below) the whole figure, where it hides no data."""
+def draw_legend(figure: Figure, axes: Axes, columns: int = 4, below: bool = False) -> None:
+    """Draws the legend of some axes above or below the whole figure, where it hides no data."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc=f'outside {place} center', ncols=columns, fontsize=8, frameon=False)
+        place: Place = 'outside lower center' if below else 'outside upper center'
+        figure.legend(handles, labels, loc=place, ncols=columns, fontsize=8, frameon=False)
 
 
 def write_figure(figure: Figure, path: str | os.PathLike) -> None:

@@ -45,7 +45,7 @@ def shared_forward(
     hook = find_shared(model, shared).register_forward_hook(capture)
     try:
         # As in training, where targets are padded with their images.
-        batch = model.data_preprocessor(batch, training=True)
+        batch = model.get_submodule('data_preprocessor')(batch, training=True)
         with torch.enable_grad(), torch.random.fork_rng(enabled=training):
             if training:
                 torch.manual_seed(0)

@@ -55,7 +55,9 @@ def _draw_layers(axes: Axes, spectra: Mapping[str, Sequence[Spectrum]]) -> None:
     total = sum(map(len, groups.values()))
     # A group of few layers gets room for its name.
     widths = {group: max(len(names), 0.11 * total) for group, names in groups.items()}
-    place, starts, start = {}, {}, 0.0
+    place: dict[str, float] = {}
+    starts: dict[str, float] = {}
+    start = 0.0
     for group, names in groups.items():
         starts[group] = start
         step = widths[group] / len(names)

@@ -76,7 +76,7 @@ def test_levels_of_z_count_together():
             torch.cat([(torch.zeros_like(v) if g is None else g).flatten() for g, v in zip(grads, z, strict=True)])
         )
     stacked = torch.stack(rows)
-    assert torch.allclose(found.at_z_TT, stacked @ stacked.T, rtol=1e-9, atol=1e-15)
+    assert torch.allclose(found.at_samples_BTT.sum(0), stacked @ stacked.T, rtol=1e-9, atol=1e-15)
 
 
 def test_a_sample_without_a_target_has_no_cosine_and_counts_in_no_mean():

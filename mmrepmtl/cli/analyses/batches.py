@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmengine.config import Config
 
@@ -52,7 +53,8 @@ def read_batches(cfg: Config, texts: Sequence[str], batch_size: int, data_root: 
     Raises:
         ValueError: As :func:`parse_batches`; a split that the config or an index that the split does not have.
     """
-    datasets, batches = {}, []
+    datasets: dict[str, Any] = {}
+    batches: list[Batch] = []
     for split, indices in parse_batches(texts, batch_size):
         if split not in datasets:
             pipeline = picture_dataset(cfg, 'conflict').get('pipeline', [])

@@ -10,8 +10,7 @@ measured and drawn over training.
 """
 
 import argparse
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from mmrepmtl.analysis.conflict_figure import conflict_figure, course_figure
 from mmrepmtl.analysis.figures import check_figure_format, write_figure, write_numbers
 from mmrepmtl.analysis.saliency_maps import SaliencySettings
 from mmrepmtl.cli.analyses.batches import read_batches
-from mmrepmtl.cli.analyses.runs import Trained, add_run_arguments, find_trained
+from mmrepmtl.cli.analyses.runs import Trained, add_run_arguments, find_trained, moment_of
 from mmrepmtl.utils.folders import check_writable
 
 
@@ -80,13 +79,12 @@ def draw(results: Sequence[tuple[Trained, Conflict]], course: bool, note: str) -
         return conflict_figure(titled, note)
     groups: dict[str, list[tuple[int, Conflict]]] = {}
     for trained, found in results:
-        moment = int(re.search(r'(\d+)$', trained.checkpoint.stem)[1])
-        groups.setdefault(trained.label, []).append((moment, found))
+        groups.setdefault(trained.label, []).append((moment_of(trained.checkpoint), found))
     kind = results[0][0].checkpoint.stem.partition('_')[0]
     return course_figure(groups, dict(epoch='epoch', iter='iteration')[kind])
 
 
-def numbers_of(found: Conflict) -> Mapping[str, Any]:
+def numbers_of(found: Conflict) -> dict[str, Any]:
     """A conflict as data for JSON."""
     names = dict(
         cosine_z='z_TT',
@@ -111,7 +109,7 @@ def print_conflict(found: Conflict) -> None:
             if float(found.parameters_norm_T[[i, j]].min()) == 0:
                 print(f'{line}one of them has no gradient on these images')
                 continue
-            if found.z_TT is not None:
+            if found.z_TT is not None and found.samples_TT is not None and found.negative_TT is not None:
                 line += (
                     f'at Z {found.z_TT[i, j]:+.3f} (batch), {found.samples_TT[i, j]:+.3f} (samples, '
                     f'{100 * found.negative_TT[i, j]:.0f} % negative), '

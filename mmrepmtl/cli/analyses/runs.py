@@ -88,7 +88,7 @@ def _split_label(text: str) -> tuple[str | None, Path]:
 def comparison_runs(folder: Path) -> list[tuple[str, Path]]:
     """(label, folder of the run) of each run of a comparison that has a checkpoint; labels and seeds in their order."""
     seeds = [path for path in folder.glob('runs/*/seed_*') if any(path.glob('*.pth'))]
-    return [(path.parent.name, path) for path in sorted(seeds, key=lambda path: (path.parent.name, _number(path)))]
+    return [(path.parent.name, path) for path in sorted(seeds, key=lambda path: (path.parent.name, moment_of(path)))]
 
 
 def _of_folder(label: str | None, path: Path, args: argparse.Namespace, every: bool) -> list[Trained]:
@@ -113,11 +113,12 @@ def checkpoints_in_order(folder: Path) -> list[Path]:
     for kind in ('epoch', 'iter'):
         files = [path for path in folder.glob(f'{kind}_*.pth') if re.fullmatch(rf'{kind}_\d+', path.stem)]
         if files:
-            return sorted(files, key=_number)
+            return sorted(files, key=moment_of)
     return []
 
 
-def _number(path: Path) -> int:
+def moment_of(path: Path) -> int:
+    """The number at the end of a name: the epoch or iteration of a checkpoint, the seed of a run; 0 without."""
     digits = re.search(r'(\d+)$', path.stem)
     return int(digits[1]) if digits else 0
 
