@@ -52,7 +52,9 @@ def test_the_wheel_holds_the_package_and_its_configs_and_nothing_else(built):
     code = {str(path.relative_to(ROOT)) for path in (ROOT / 'mmrepmtl').rglob('*.py') if 'configs' not in path.parts}
     configs = {str(path.relative_to(ROOT / 'configs')) for path in (ROOT / 'configs').rglob('*.py')}
     assert len(configs) > 60
-    expected = code | {'mmrepmtl_cli.py', 'mmrepmtl/py.typed', 'mmrepmtl/.mim/model-index.yml'}
+    published = {str(path.relative_to(ROOT)) for path in (ROOT / 'mmrepmtl/comparison/paper').glob('*.csv')}
+    assert len(published) == 7
+    expected = code | published | {'mmrepmtl_cli.py', 'mmrepmtl/py.typed', 'mmrepmtl/.mim/model-index.yml'}
     expected |= {f'mmrepmtl/{folder}/{name}' for folder in ('.mim/configs', 'configs') for name in configs}
     assert set(package) == expected
     for name in configs:

@@ -40,6 +40,13 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     parser.add_argument('--selection-metric', metavar='TASK/METRIC', help='as for train')
     parser.add_argument('--precision', choices=['fp32', 'bf16', 'fp16'])
     parser.add_argument('--data-root', help='folder of the data set')
+    parser.add_argument(
+        '--gradients',
+        type=int,
+        default=50,
+        metavar='N',
+        help="measure norms and cosines of the tasks' gradients every N iterations, for the report; 0 never",
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for all runs')
     return parser.parse_args(argv)
 
@@ -52,8 +59,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         The exit status: 1 if a run failed, 128 and the signal if one stopped the comparison.
     """
     args = parse_args(argv, prog)
-    options = Options(tuple(args.cfg_options), args.selection, args.selection_metric, args.precision, args.data_root)
-    comparison = Comparison(args.config, args.methods, args.seeds, args.work_dir, options, args.known, args.select_on)
+    options = Options(
+        tuple(args.cfg_options), args.selection, args.selection_metric, args.precision, args.data_root, args.gradients
+    )
+    runs = (args.config, args.methods, args.seeds, args.work_dir)
+    comparison = Comparison(*runs, options, args.known, args.select_on)
     if args.dry_run:
         print(*comparison.plan_lines(), sep='\n')
         return 0

@@ -11,17 +11,14 @@ from mmrepmtl.comparison.plan import Contestant, Options, load_contestant, load_
 from mmrepmtl.comparison.results import Row
 from mmrepmtl.datasets import NYUv2Dataset
 from mmrepmtl.evaluation import delta_p_task
+from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.utils.config_types import is_type
 
 BASELINE = 'ew'
 """Equal weighting: the values of a sweep are compared by their Delta p against it."""
 PART_SUFFIX = '@val'
-_PARTS = {
-    'train_dataloader.dataset.split': 'train-part',
-    'val_dataloader.dataset.split': 'val-part',
-    'test_dataloader.dataset.split': 'val-part',
-}
+_PARTS = dict(train='train-part', val='val-part', test='val-part')
 
 
 def sweeps_of(contestants: Sequence[Contestant]) -> dict[str, list[Contestant]]:
@@ -69,7 +66,9 @@ def needs_parts(config: str, options: Options) -> bool:
 
 def on_parts(contestant: Contestant, options: Options) -> Contestant:
     """The contestant, trained on one part of the training images and measured on the other."""
-    entry = replace(contestant.entry, options={**contestant.entry.options, **_PARTS})
+    loaders = {name: part for name, part in _PARTS.items() if contestant.settings.get(f'{name}_dataloader')}
+    parts = {f'{name}_dataloader.dataset.split': part for name, part in loaders.items()}
+    entry = replace(contestant.entry, options={**contestant.entry.options, **parts})
     return load_contestant(entry, options, PART_SUFFIX)
 
 
@@ -79,44 +78,60 @@ def choose(values: Sequence[Contestant], seeds: Sequence[int], rows: Sequence[Ro
     Args:
         values: The contestants of one sweep.
         seeds: The seeds.
-        rows: Of these only the ones with ``split='val'`` are looked at.
+        rows: Of these only the ones with ``split='val'`` are looked at. A metric that is 0 for the baseline in any seed
+            counts for none.
 
     Returns:
         ``dict(chosen, scores)``: the label, and {label: Delta p in percent of each seed, None where a metric is not
         finite}.
 
     Raises:
-        ValueError: A value or the baseline lacks a seed, or no value has a finite score.
+        ValueError: A value or the baseline lacks a seed, the baseline has no metric above 0, or no value has a finite
+            score.
     """
     measured: dict[tuple[str, int | None], dict[str, float]] = {}
     for row in rows:
         if row.split == 'val':
             measured.setdefault((row.label, row.seed), {})[row.metric] = row.value
     scores: dict[str, list[float | None]] = {}
+    keys: list[str] | None = None
     for value in values:
         label = value.entry.label
         for name in (label, BASELINE):
             missing = [seed for seed in seeds if (name, seed) not in measured]
             if missing:
                 raise ValueError(f'--select-on val: {name} has no validation numbers of seed {missing[0]}')
-        scores[label] = [_score(measured[label, seed], measured[BASELINE, seed]) for seed in seeds]
+        keys = _common_keys([measured[BASELINE, seed] for seed in seeds]) if keys is None else keys
+        scores[label] = [_score(measured[label, seed], measured[BASELINE, seed], keys) for seed in seeds]
     means = {label: math.fsum(own) / len(own) for label, own in scores.items() if None not in own}
     if not means:
         raise ValueError(f'--select-on val: no value of {", ".join(scores)} has finite metrics on the validation data')
     return dict(chosen=max(means, key=lambda label: means[label]), scores=scores)
 
 
-def _score(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> float | None:
-    """None for a run that has failed on a task; a baseline that cannot be one is an error."""
-    if not all(math.isfinite(value) for value in metrics.values()):
+def _common_keys(baselines: Sequence[Mapping[str, float]]) -> list[str]:
+    """The metrics that count: those that have a relative change in all seeds, which one from 0 has not."""
+    keys = [
+        key
+        for key in baselines[0]
+        if counts_in_delta_p(key) and all(0 < one.get(key, math.nan) < math.inf for one in baselines)
+    ]
+    if not keys:
+        raise ValueError(f'--select-on val: no metric of {BASELINE} is above 0 in all seeds: none to choose by')
+    return keys
+
+
+def _score(metrics: Mapping[str, float], baseline: Mapping[str, float], keys: Sequence[str]) -> float | None:
+    """Delta p in percent; None for a run that has failed on a task."""
+    if not all(math.isfinite(metrics.get(key, math.nan)) for key in keys):
         return None
-    return delta_p_task(metrics, baseline)
+    return delta_p_task(metrics, baseline, keys=keys)
 
 
 def describe(group: str, choice: Mapping[str, Any]) -> str:
     """The choice in a sentence."""
     told = ', '.join(
-        f'{label} {math.fsum(own) / len(own):+.2f} %' if None not in own else f'{label} not finite'
+        f'{label} {round(math.fsum(own) / len(own), 2) + 0.0:+.2f} %' if None not in own else f'{label} not finite'
         for label, own in choice['scores'].items()
     )
     return f'{group}: {choice["chosen"]} is chosen on the validation data, by Delta p against {BASELINE}: {told}'

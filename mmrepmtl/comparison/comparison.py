@@ -1,11 +1,14 @@
 """A comparison as a whole: plan, execution, choice, results."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmrepmtl.comparison import choice, plan, runs
 from mmrepmtl.comparison.collect import rows_of
@@ -14,6 +17,7 @@ from mmrepmtl.comparison.execution import Execution, share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant, Options
 from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.report import write_reports
 from mmrepmtl.comparison.results import CONSTANT, RESULTS, Row, read_results, write_results
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.utils.files import whole_file
@@ -56,6 +60,7 @@ class Comparison:
         self.results = self.work_dir / RESULTS
         self._known = list(known)
         self.rows: list[Row] = []
+        self._unchosen = False
         self.choices: dict[str, Any] = plan.read_plan(self.work_dir).get('choices') or {}
         self.sweeps = choice.sweeps_of(self.contestants) if select_on else {}
         finalists = [one for one in self.contestants if one.entry.group not in self.sweeps]
@@ -100,7 +105,7 @@ class Comparison:
         return planned
 
     def plan_lines(self) -> list[str]:
-        """What :meth:`run` would do, for a person."""
+        """Says what :meth:`run` would do, for a person."""
         left = [group for group in self.sweeps if group not in self.choices]
         return runs.plan_lines(self.runs) + [
             f'then the value of {group} that is best on the validation data, with {len(self.seeds)} seeds'
@@ -158,17 +163,25 @@ class Comparison:
         if failed:
             execution.progress.say(f'{group}: nothing can be chosen before {failed[0].name} is done')
             return False
-        self.choices[group] = choice.choose(self.sweeps[group], self.seeds, self.rows)
+        try:
+            self.choices[group] = choice.choose(self.sweeps[group], self.seeds, self.rows)
+        except ValueError as error:  # the numbers do not carry a choice; the report is written all the same
+            execution.progress.say(str(error))
+            self._unchosen = True
+            return False
         self._write()
         return True
 
     def _end(self, execution: Execution) -> int:
         if execution.stopped:
             return 128 + execution.stopped
-        print(f'results: {self.results}')
+        written = [self.results]
+        if any(row.split == 'test' for row in self.rows):
+            written += write_reports(self.work_dir, self.rows)
+        print(f'written: {" ".join(map(str, written))}')
         if execution.failed:
             print(f'{len(execution.failed)} of {len(self.runs)} runs failed; the same command tries them again')
-        return 1 if execution.failed else 0
+        return 1 if execution.failed or self._unchosen else 0
 
     def _prepare(self, run: Run) -> None:
         """The best constants are the same for all runs: the first test computes them."""
@@ -184,6 +197,11 @@ class Comparison:
                 file.write(own.read_bytes())
         self._add(rows_of(run, self.config))
         self._write()
+        if any(row.split == 'test' for row in self.rows):
+            try:
+                write_reports(self.work_dir, self.rows, pictures=False)
+            except Exception as error:  # the runs go on; at the end it is raised
+                print_log(f'{self.work_dir}: the report is not written now: {error!r}', 'current', logging.WARNING)
 
     def _add(self, rows: Sequence[Row]) -> None:
         """Keeps one row for each run and metric, the last that came, in the order of the plan."""

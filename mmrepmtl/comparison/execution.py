@@ -36,7 +36,7 @@ cloudpickle.register_pickle_by_value(job_module)
 
 @dataclass
 class Resources:
-    """What the runs share.
+    """The cores and GPUs that the runs share.
 
     Attributes:
         jobs: How many run at once.
@@ -212,14 +212,14 @@ class Execution:
         return job
 
     def _environment(self, slot: int) -> tuple[dict[str, str], str]:
-        """What differs in the environment of a run, and the name of its device."""
+        """The part of a run's environment that differs, and the name of its device."""
         threads = str(self._resources.threads)
         env = dict(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, PYTHONUNBUFFERED='1')
         if PACKAGE.parent.name not in ('site-packages', 'dist-packages'):  # a checkout that is not installed
             paths = [str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])]
             env['PYTHONPATH'] = os.pathsep.join(paths)
         if self._resources.slurm is not None:
-            return env, 'slurm'
+            return env, f'slurm {self._resources.slurm}'
         gpus = self._resources.gpus
         env['CUDA_VISIBLE_DEVICES'] = gpus[slot % len(gpus)]
         return env, device_name(env['CUDA_VISIBLE_DEVICES'])
@@ -250,9 +250,12 @@ class Execution:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
                 return
-            self.stopped = number  # what follows is done by the loop, which may be printing now
+            self.stopped = number  # the loop does the rest: it may be printing now
 
-        old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup asks for
+            numbers.append(signal.SIGHUP)
+        old = {number: signal.signal(number, hear) for number in numbers}
         try:
             yield
         finally:

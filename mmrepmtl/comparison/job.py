@@ -4,6 +4,7 @@ This file imports the standard library only and is sent to that process as a who
 needs neither torch nor the memory for it.
 """
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -39,6 +40,8 @@ class RunJob:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
+        self._process: subprocess.Popen[bytes] | None = None
+        self._record: dict[str, Any] = {}
 
     def __call__(self) -> str:
         """Returns 'done', 'failed', 'interrupted' or, if another process is at work in the folder, 'busy'."""
@@ -70,10 +73,11 @@ class RunJob:
         """Called by submitit when Slurm takes the node: the run goes on when it gives another."""
         from submitit.helpers import DelayedSubmission
 
-        process = self.__dict__.get('_process')
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+                os.kill(self._process.pid, signal.SIGTERM)
+                # Popen's own wait may be interrupted by this very call, with its lock held.
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(RunJob(self.spec))
 
     def _begin(self, folder: Path) -> dict[str, Any]:
@@ -110,11 +114,11 @@ class RunJob:
                 pass_fds=(claim,),
                 preexec_fn=_leave_to_the_job,
             )
-            code, asked = self._wait()
+            code, asked = self._wait(self._process)
         attempt |= dict(
             seconds=time.time() - attempt['started'],
             status=code,
-            # Of the largest child so far, KiB: the training, which comes first.
+            # KiB, the largest child so far: the training, which comes first.
             max_rss_mib=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         )
         if code == 0:
@@ -124,16 +128,16 @@ class RunJob:
         self._write(folder)
         return attempt['state']
 
-    def _wait(self) -> tuple[int, bool]:
+    def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int, bool]:
         """The status of the process, and whether it was asked to stop."""
         asked = False
         while True:
             try:
-                return self._process.wait(POLL_SECONDS), asked
+                return process.wait(POLL_SECONDS), asked
             except subprocess.TimeoutExpired:
                 if not asked and self.spec['alive'] is not None and is_free(self.spec['alive']):
                     asked = True
-                    self._process.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGTERM)
 
     def _fill(self, part: str, folder: Path) -> str:
         if part != CHECKPOINT:
@@ -148,9 +152,6 @@ class RunJob:
         temporary = folder / f'.{RECORD}.{os.getpid()}'
         temporary.write_text(json.dumps(self._record, indent=1) + '\n', encoding='utf-8')
         os.replace(temporary, folder / RECORD)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(spec=self.spec)  # submitit pickles it once more before it asks Slurm for another node
 
 
 # Statuses of a run that a signal stopped, with a checkpoint: 128 and the signal, as InterruptHook ends it.

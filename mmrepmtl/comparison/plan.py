@@ -15,6 +15,9 @@ from mmrepmtl.apis.train import check_training, single_task_config
 from mmrepmtl.comparison.entries import Entry, parse_entries, parse_options, resolve_options
 from mmrepmtl.comparison.results import STL
 from mmrepmtl.comparison.settings import settings_hash, settings_of
+from mmrepmtl.engine import MultiTaskOptimWrapper
+from mmrepmtl.registry import OPTIM_WRAPPERS
+from mmrepmtl.utils.config_types import is_type
 from mmrepmtl.utils.files import whole_file
 
 PLAN = 'comparison.json'
@@ -22,7 +25,7 @@ PLAN = 'comparison.json'
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for all runs: the options of ``train`` by the same names.
+    """Settings of all runs: the options of ``train`` by the same names.
 
     Attributes:
         cfg_options: As typed, ``key=value``.
@@ -30,6 +33,7 @@ class Options:
         selection_metric: What 'best-val' goes by.
         precision: Of the trainings.
         data_root: Folder of the data set.
+        gradients: Iterations between measurements of the tasks' gradients (:class:`TaskGradientsHook`); 0: none.
     """
 
     cfg_options: tuple[str, ...] = ()
@@ -37,6 +41,7 @@ class Options:
     selection_metric: str | None = None
     precision: str | None = None
     data_root: str | None = None
+    gradients: int = 50
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Contestant:
         config_hash: Of the settings.
         config_file: Name of the config's copy in a run's folder.
         tasks: Names of the tasks.
+        measures_gradients: Whether its runs can measure the gradients of several tasks.
         folder_suffix: Of its runs: '' or, on parts of the training images, '@val'.
     """
 
@@ -57,6 +63,7 @@ class Contestant:
     config_hash: str
     config_file: str
     tasks: tuple[str, ...]
+    measures_gradients: bool = True
     folder_suffix: str = ''
 
 
@@ -92,8 +99,13 @@ def load_entry(entry: Entry, options: Options) -> Config:
         cfg_options=parse_options([*options.cfg_options, *own]),
         regularizer=entry.regularizer,
     )
-    apply_selection(cfg, options.selection, options.selection_metric)
+    apply_selection(cfg, options.selection, selection_metric(entry, options))
     return cfg
+
+
+def selection_metric(entry: Entry, options: Options) -> str | None:
+    """The metric that 'best-val' goes by; a task that is trained alone has none of another, and goes by its own."""
+    return None if entry.method == STL else options.selection_metric
 
 
 def load_contestant(entry: Entry, options: Options, folder_suffix: str = '') -> Contestant:
@@ -109,8 +121,9 @@ def load_contestant(entry: Entry, options: Options, folder_suffix: str = '') -> 
             raise ValueError('--method stl: the model of this config has no dict of heads, so no tasks to train alone')
         for task in heads:
             single_task_config(cfg, task)
-    settings = settings_of(cfg)
-    return Contestant(entry, settings, settings_hash(settings), Path(cfg.filename).name, tuple(heads), folder_suffix)
+    settings, name = settings_of(cfg), Path(cfg.filename).name
+    measures = entry.method != STL and is_type(cfg.optim_wrapper.get('type'), OPTIM_WRAPPERS, MultiTaskOptimWrapper)
+    return Contestant(entry, settings, settings_hash(settings), name, tuple(heads), measures, folder_suffix)
 
 
 def _check_same_test(contestants: Sequence[Contestant], config: str, options: Options) -> None:

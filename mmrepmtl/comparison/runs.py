@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmrepmtl.comparison.job import CHECKPOINT, CLAIM, LAST_CHECKPOINT, RECORD, is_free
-from mmrepmtl.comparison.plan import Contestant, Options
+from mmrepmtl.comparison.plan import Contestant, Options, selection_metric
 from mmrepmtl.comparison.results import STL, Row
 from mmrepmtl.comparison.settings import differences
 from mmrepmtl.engine.hooks.metrics_file import METRICS_FILE
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT
+from mmrepmtl.engine.hooks.task_gradients import TaskGradientsHook
 
 RUNS = 'runs'
 TEST_METRICS = 'test_metrics.json'
@@ -52,7 +53,7 @@ class Run:
         return f'{self.contestant.entry.label}{place}, seed {self.seed}'
 
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty if there is none, or a damaged one."""
+        """The content of ``run.json``; empty if there is none, or a damaged one."""
         try:
             content = json.loads((self.folder / RECORD).read_text(encoding='utf-8'))
         except (OSError, ValueError):
@@ -127,10 +128,13 @@ def _train_command(contestant: Contestant, folder: Path, seed: int, options: Opt
         ('--precision', options.precision),
         ('--data-root', options.data_root),
         ('--selection', options.selection if options.selection != 'last' else None),
-        ('--selection-metric', options.selection_metric),
+        ('--selection-metric', selection_metric(entry, options)),
     ):
         command += [name, value] if value is not None else []
     own = [f'{key}={value}' for key, value in entry.options.items()]
+    if options.gradients and contestant.measures_gradients:
+        hook = 'default_hooks.task_gradients'
+        own += [f'{hook}.type={TaskGradientsHook.__name__}', f'{hook}.interval={options.gradients}']
     if options.cfg_options or own:
         command += ['--cfg-options', *options.cfg_options, *own]
     return command

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on, as plain data with a short hash."""
+"""The settings that a run's numbers depend on, as plain data with a short hash."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from mmrepmtl.utils.config_types import plain_data
 _IGNORED = (
     'work_dir',
     'experiment_name',
+    'data_root',
     'launcher',
     'resume',
     'log_level',
@@ -23,7 +24,7 @@ _IGNORED = (
     'default_scope',
     'custom_imports',
 )
-_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint')
+_IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint', 'task_gradients')
 _IGNORED_OF_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 _IGNORED_OF_DATA = ('data_root', 'cache_dir')
 
@@ -88,5 +89,5 @@ def _flat(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     if value and isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f'{path}.{key}' if path else str(key))
-    else:
+    elif path:
         yield path, value

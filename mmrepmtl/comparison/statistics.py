@@ -111,7 +111,7 @@ class Difference:
         """One sentence, which claims no more than the numbers carry."""
         against = f'{self.label} against {self.reference}'
         if not self.values:
-            return f'{against}: no statement, there is no seed that both have.'
+            return f'{against}: no statement, there is no seed for which both have a Delta p.'
         if self.interval is None:
             shown = f'Delta p {self.mean:+.2f}'
             if len(self.values) == 1:

@@ -1,4 +1,4 @@
-"""What the rows of a comparison say of each method: metrics over seeds, Delta p per seed, ranks, what is missing."""
+"""Sums up the rows of a comparison: each method's metrics over seeds, Delta p per seed, ranks, what is missing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -223,7 +223,8 @@ def _deltas(
                 mode: delta_p(metrics, baseline_runs[seed], mode, directions, counting) for mode in ('task', 'metric')
             }
         except ValueError as error:
-            notes.append(f'{label}: no Delta p for seed {seed}: {error}')
+            # The advice after the semicolon is for callers of delta_p.
+            notes.append(f'{label}: no Delta p for seed {seed}: {str(error).partition(";")[0]}')
             continue
         for mode, value in values.items():
             found[mode][seed] = value

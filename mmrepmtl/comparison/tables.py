@@ -84,7 +84,7 @@ def cells_of(summary: Summary) -> dict[str, list[Cell]]:
         digits = 2 if not column.task else digits_of([value.mean for value in found.values() if value is not None])
         for label, value in found.items():
             text = format_estimate(value, digits, signed=column.name in DELTAS.values())
-            if label == summary.baseline and column.name in DELTAS.values():
+            if value is not None and label == summary.baseline and column.name in DELTAS.values():
                 text = '0'
             cells[label].append(Cell(text, places.get(label, 0), None if value is None else value.mean))
     for label, own in summary.methods.items():
@@ -225,19 +225,19 @@ def _keys(summary: Summary) -> list[str]:
 
 
 def _places(found: Mapping[str, Estimate | None], higher: bool) -> dict[str, int]:
-    """{method: 1 or 2}; methods that are equal share a place. The only method has none."""
+    """{method: 1 or 2}; methods that are equal share a place, and have none if all are."""
     means = {label: value.mean for label, value in found.items() if value is not None}
-    if len(means) < 2:
+    if len(set(means.values())) < 2:
         return {}
-    best, *rest = sorted(set(means.values()), reverse=higher)
-    order = {best: 1} | ({rest[0]: 2} if rest else {})
+    best, second, *_ = sorted(set(means.values()), reverse=higher)
+    order = {best: 1, second: 2}
     return {label: order[mean] for label, mean in means.items() if mean in order}
 
 
 def digits_of(means: Sequence[float]) -> int:
-    """Decimals of a column, such that its smallest number keeps four digits."""
-    smallest = min((abs(mean) for mean in means if mean), default=1.0)
-    return next((digits for digits, limit in ((2, 10), (3, 1), (4, 0.1), (5, 0.01)) if smallest >= limit), 6)
+    """Decimals of a column, such that its largest number has four digits, as in the published tables."""
+    largest = max((abs(mean) for mean in means), default=1.0)
+    return next((digits for digits, limit in ((2, 10), (3, 1), (4, 0.1), (5, 0.01)) if largest >= limit), 6)
 
 
 def _number(value: Estimate, digits: int, signed: bool) -> str:

@@ -166,7 +166,13 @@ class NYUv2Dataset(FolderArchiveDataset):
             return list(samples)
         first_held_out = PART_BLOCK - PART_HELD_OUT
         held_out = self.split == 'val-part'
-        return [sample for i, sample in enumerate(samples) if (i % PART_BLOCK >= first_held_out) == held_out]
+        part = [sample for i, sample in enumerate(samples) if (i % PART_BLOCK >= first_held_out) == held_out]
+        if not part:
+            raise ValueError(
+                f'NYUv2Dataset: split {self.split!r} is empty: of each {PART_BLOCK} training images in a row the last '
+                f'{PART_HELD_OUT} are held out, but there are only {len(samples)}'
+            )
+        return part
 
     def load_sample(self, data_info: dict) -> dict:
         """See :meth:`MultiTaskDataset.load_sample`."""

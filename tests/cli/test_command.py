@@ -22,6 +22,7 @@ TOOLS = {
     'saliency': 'analysis_tools/show_saliency.py',
     'analyse': 'analysis_tools/analyse.py',
     'export': 'deployment/export.py',
+    'compare': 'compare.py',
     'quickstart': 'quickstart.py',
 }
 

@@ -130,7 +130,7 @@ def test_words_say_no_more_than_the_numbers():
     assert words['bad'].startswith('bad against ref: worse (Delta p -4.97')
     assert words['same'].startswith('same against ref: no clear difference (')
     assert words['one'] == 'one against ref: no statement, Delta p +9.00 comes from one seed, so there is no interval.'
-    assert words['none'] == 'none against ref: no statement, there is no seed that both have.'
+    assert words['none'] == 'none against ref: no statement, there is no seed for which both have a Delta p.'
     assert words['equal'].startswith('equal against ref: no statement, Delta p +1.00 is the same for all 3 seeds')
 
 

@@ -237,6 +237,23 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
         NYUv2Dataset(tmp_path, **arguments)
 
 
+@pytest.mark.parametrize('layout', ['npy', 'image'])
+def test_the_parts_of_the_training_images_are_blocks_that_share_nothing(tmp_path, layout):
+    for number in range(123):
+        if layout == 'npy':
+            write_npy(tmp_path, 'train', number)
+        else:
+            write_pictures(tmp_path, 'train', number)
+    parts = {split: NYUv2Dataset(tmp_path, split) for split in ('train', 'train-part', 'val-part')}
+    numbers = {
+        split: [int(Path(part.get_data_info(i)['paths']['image']).stem) for i in range(len(part))]
+        for split, part in parts.items()
+    }
+    assert numbers['val-part'] == [*range(40, 50), *range(90, 100)]
+    assert sorted(numbers['train-part'] + numbers['val-part']) == numbers['train'] == list(range(123))
+    assert [part.test_mode for part in parts.values()] == [False, False, True]
+
+
 def test_classes_and_palette():
     meta = NYUv2Dataset.METAINFO['targets']['semseg']
     assert len(meta['classes']) == len(meta['palette']) == 13
@@ -247,7 +264,7 @@ def test_classes_and_palette():
 @needs_data
 @pytest.mark.realdata
 def test_real_counts_and_formats():
-    for split, count in (('train', 795), ('val', 654), ('test', 654)):
+    for split, count in NYUv2Dataset.OFFICIAL_COUNTS.items():
         dataset = NYUv2Dataset(split=split)
         assert len(dataset) == count
         results = dataset[count - 1]

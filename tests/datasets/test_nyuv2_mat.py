@@ -30,6 +30,17 @@ def official(tmp_path_factory):
     return folder
 
 
+def test_its_training_images_are_divided_too(official, monkeypatch):
+    with pytest.raises(ValueError, match="split 'val-part' is empty: .* but there are only"):
+        len(NYUv2Dataset(official, 'val-part'))
+    monkeypatch.setattr('mmrepmtl.datasets.nyuv2.PART_BLOCK', 2)
+    monkeypatch.setattr('mmrepmtl.datasets.nyuv2.PART_HELD_OUT', 1)
+    numbers = sorted(SPLITS['train'])
+    for split, expected in {'train-part': numbers[::2], 'val-part': numbers[1::2]}.items():
+        dataset = NYUv2Dataset(official, split)
+        assert [dataset.get_data_info(i)['number'] for i in range(len(dataset))] == expected
+
+
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_it_is_read_as_it_is_converted(official, tmp_path, split):
     assert convert('nyuv2', official, tmp_path, size='30x40') == 0

@@ -19,7 +19,7 @@ def write_reports(work_dir: Path, rows: Sequence[Row], pictures: bool = True) ->
     Args:
         work_dir: The folder of the comparison. Where it holds no runs, the report says what of it is not there.
         rows: Of its results.
-        pictures: Whether the report shows predictions; drawing them loads each model once.
+        pictures: Whether to draw predictions that were not drawn before, which loads each model once.
 
     Returns:
         The files: ``table.md``, ``table.tex`` and ``report.html``.

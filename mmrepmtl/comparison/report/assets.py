@@ -19,10 +19,12 @@ nav {display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 12px 0}
 .missing {border-left: 3px solid #d64545; padding: 2px 12px; margin: 12px 0; font-size: 14px}
 .scroll {overflow-x: auto}
 svg {max-width: 100%; height: auto; display: block; margin: 6px 0}
-table {border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12.5px; margin: 8px 0}
-th, td {padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap}
+table {border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px; margin: 8px 0}
+th, td {padding: 4px 7px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap}
 th:first-child, td:first-child {text-align: left; position: sticky; left: 0; background: Canvas}
 thead th {vertical-align: bottom; border-bottom: 1px solid currentColor}
+thead th {white-space: normal}
+th.text {text-align: left}
 th.task {text-align: center; border-bottom: 1px solid var(--line)}
 td.text {text-align: left; white-space: normal}
 tbody tr:hover {background: var(--soft)}
@@ -39,10 +41,10 @@ th[aria-sort=descending] button::after {content: ' \\25be'}
 .methods label {cursor: pointer; white-space: nowrap}
 .methods svg {display: inline-block; vertical-align: 1px; margin: 0 4px 0 0}
 .samples {display: grid; gap: 6px 8px; overflow-x: auto; justify-content: start; font-size: 12px; margin: 8px 0 28px}
-.samples img, img.input {display: block; width: 150px; height: auto; image-rendering: pixelated; border-radius: 2px}
-.samples .head {font-weight: 600}
+.samples img, img.input {display: block; width: 132px; height: auto; image-rendering: pixelated; border-radius: 2px}
+.samples .head {font-weight: 600; max-width: 132px; overflow-wrap: anywhere; align-self: end}
 .samples .name {position: sticky; left: 0; background: Canvas; padding-right: 8px; align-self: center}
-.samples .legend {width: 150px}
+.samples .legend {width: 170px}
 .swatch {white-space: nowrap; margin-right: 10px; display: inline-block}
 .swatch i {display: inline-block; width: 11px; height: 11px; margin-right: 4px; border: 1px solid #888;
   vertical-align: -1px}

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from mmrepmtl.comparison.report.history import Curve
 from mmrepmtl.comparison.statistics import Difference
+from mmrepmtl.utils.text import one_line
 
 #: Readable on white and on black.
 PALETTE = (
@@ -19,7 +21,9 @@ PALETTE = (
 DASHES = ('-', '--', ':')
 #: matplotlib knows no colour of the page, so this one, which nothing else has, stands for it.
 INK = '#010203'
-_FAINT, _COLUMNS, _PANEL = 0.18, 3, (3.6, 2.5)
+#: A logarithmic axis has ticks at 1, 2 and 5; over less than this factor it would have too few.
+_LOG_FROM = 5
+_FAINT, _COLUMNS, _PANEL, _LONGEST = 0.18, 3, (3.2, 2.3), 36
 
 Panels = Mapping[str, Mapping[str, Curve]]
 """{title: {label: curve}}."""
@@ -37,9 +41,9 @@ def draw_curves(panels: Panels, labels: Sequence[str], x: str, log: bool = False
         panels: The curves.
         labels: All methods, in the order of their colours.
         x: What the horizontal axis counts.
-        log: Logarithmic where all values are positive.
+        log: Logarithmic where all values are positive and some are five times as large as others.
     """
-    figure, axes = _grid(len(panels))
+    figure, axes = _grid(len(panels), _PANEL)
     for axis, (title, found) in zip(axes, panels.items(), strict=True):
         for label, curve in found.items():
             index = labels.index(label)
@@ -47,10 +51,15 @@ def draw_curves(panels: Panels, labels: Sequence[str], x: str, log: bool = False
             marker = '.' if len(curve.steps) < 3 else None
             (line,) = axis.plot(curve.steps, curve.values, dashes, color=colour, linewidth=1.4, marker=marker)
             line.set_gid(f'method-{index}')
-        if log and all(value > 0 for curve in found.values() for value in curve.values):
+        values = [value for curve in found.values() for value in curve.values]
+        if log and min(values) > 0 and max(values) > _LOG_FROM * min(values):
             axis.set_yscale('log')
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            axis.minorticks_off()
         axis.set_title(_plain(title), fontsize=9, color=INK)
         axis.set_xlabel(x, fontsize=8, color=INK)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return _svg(figure, 'curves of ' + ', '.join(panels))
 
 
@@ -61,10 +70,10 @@ def draw_forest(groups: Mapping[str, Sequence[Difference]], labels: Sequence[str
         groups: {reference: comparisons with it}.
         labels: All methods, in the order of their colours.
     """
+    names = [entry.label for entries in groups.values() for entry in entries]
     rows = max(len(entries) for entries in groups.values())
-    figure = Figure(figsize=(3.7 * len(groups), 0.9 + 0.3 * rows), layout='constrained')
-    for number, (reference, entries) in enumerate(groups.items()):
-        axis = figure.add_subplot(1, len(groups), number + 1)
+    figure, axes = _grid(len(groups), (3.7, 0.9 + 0.3 * rows), left=_room(names), columns=len(groups))
+    for axis, (reference, entries) in zip(axes, groups.items(), strict=True):
         shown = list(reversed(entries))
         for row, entry in enumerate(shown):
             _draw_difference(axis, row, entry, labels.index(entry.label))
@@ -74,7 +83,6 @@ def draw_forest(groups: Mapping[str, Sequence[Difference]], labels: Sequence[str
         axis.set_xlim(*_limits(entries))
         axis.set_title(f'against {_plain(reference)}', fontsize=9, color=INK)
         axis.set_xlabel('Delta p, percentage points; right is better', fontsize=8, color=INK)
-        _dress(axis)
     return _svg(figure, 'Delta p with intervals against ' + ', '.join(groups))
 
 
@@ -101,7 +109,8 @@ def _limits(entries: Sequence[Difference]) -> tuple[float, float]:
     reach = max(high - low, 1.0)
     ends = [end for entry in entries if entry.interval is not None for end in entry.interval]
     low, high = max(min([low, *ends]), low - 1.5 * reach), min(max([high, *ends]), high + 1.5 * reach)
-    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+    margin = max(0.06 * (high - low), 0.05)
+    return low - margin, high + margin
 
 
 def draw_bars(panels: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> str:
@@ -112,9 +121,9 @@ def draw_bars(panels: Mapping[str, Mapping[str, float]], labels: Sequence[str]) 
         labels: All methods, in the order of their colours.
     """
     rows = max(len(found) for found in panels.values())
-    figure = Figure(figsize=(4.6 * len(panels), 0.8 + 0.26 * rows), layout='constrained')
-    for number, (title, found) in enumerate(panels.items()):
-        axis = figure.add_subplot(1, len(panels), number + 1)
+    left = _room([label for found in panels.values() for label in found])
+    figure, axes = _grid(len(panels), (3.7, 0.8 + 0.26 * rows), left=left, columns=len(panels))
+    for axis, (title, found) in zip(axes, panels.items(), strict=True):
         shown = list(reversed(found.items()))
         for row, (label, value) in enumerate(shown):
             index = labels.index(label)
@@ -127,25 +136,37 @@ def draw_bars(panels: Mapping[str, Mapping[str, float]], labels: Sequence[str]) 
         axis.set_yticks(range(len(shown)), [_plain(label) for label, _ in shown])
         axis.margins(x=0.16)
         axis.set_title(_plain(title), fontsize=9, color=INK)
-        _dress(axis)
     return _svg(figure, ', '.join(panels))
 
 
-def _grid(number: int) -> tuple[Figure, list[Axes]]:
-    columns = min(number, _COLUMNS)
+def _grid(
+    number: int, panel: tuple[float, float], left: float = 0.5, columns: int = _COLUMNS
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels in rows; sizes and the room left of each are inches. Its own layout would take seconds."""
+    columns = min(number, columns)
     rows = -(-number // columns)
-    figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows), layout='constrained')
-    axes = [figure.add_subplot(rows, columns, index + 1) for index in range(number)]
-    for axis in axes:
-        _dress(axis)
+    width, height = (panel[0] + left) * columns, panel[1] * rows
+    figure, axes = Figure(figsize=(width, height)), []
+    top, bottom, right = 0.28, 0.45, 0.15
+    for index in range(number):
+        row, column = divmod(index, columns)
+        x, y = column * (panel[0] + left) + left, (rows - 1 - row) * panel[1] + bottom
+        box = (x / width, y / height, (panel[0] - right) / width, (panel[1] - top - bottom) / height)
+        axes.append(figure.add_axes(box))
+        _dress(axes[-1])
     return figure, axes
+
+
+def _room(labels: Sequence[str]) -> float:
+    """Inches that the longest label takes beside an axis."""
+    return 0.2 + 0.075 * max(len(_plain(label)) for label in labels)
 
 
 def _dress(axis: Axes) -> None:
     axis.patch.set_visible(False)
     axis.grid(True, color=INK, alpha=_FAINT, linewidth=0.5)
     axis.set_axisbelow(True)
-    axis.tick_params(labelsize=8, colors=INK, length=2)
+    axis.tick_params(which='both', labelsize=8, colors=INK, length=2)
     axis.xaxis.get_offset_text().set_color(INK)
     axis.yaxis.get_offset_text().set_color(INK)
     for side, spine in axis.spines.items():
@@ -154,7 +175,9 @@ def _dress(axis: Axes) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib sees no formula."""
+    """Text on one line in which matplotlib sees no formula, cut where it would leave no room for the figure."""
+    text = one_line(text)
+    text = text if len(text) <= _LONGEST else f'{text[: _LONGEST - 1]}…'
     return text.replace('$', r'\$')
 
 
@@ -176,11 +199,16 @@ def _svg(figure: Figure, what: str) -> str:
     )
     text = text.replace(INK, 'currentColor')
     text = re.sub(r'font-family: [^;"]*', 'font-family: sans-serif', text)
-    text = re.sub(r'-?\d+\.\d+', lambda found: f'{float(found.group()):.2f}'.rstrip('0').rstrip('.'), text)
+    text = re.sub(r' (?:d|x|y|transform|width|height)="[^"]*"', _rounded, text)
     text = re.sub(r'\s*\n\s*', ' ', text)
     text = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', _width, text, count=1)
     title = what.replace('&', '&amp;').replace('<', '&lt;').replace('"', '&quot;')
     return text.replace('<svg ', f'<svg aria-label="{title}" ', 1)
+
+
+def _rounded(found: re.Match) -> str:
+    """Coordinates to a hundredth of a point; texts stay as they are."""
+    return re.sub(r'-?\d+\.\d+', lambda number: f'{float(number.group()):.2f}'.rstrip('0').rstrip('.'), found.group())
 
 
 def _width(found: re.Match) -> str:

@@ -14,7 +14,7 @@ from mmrepmtl.apis import get_config
 from mmrepmtl.apis.config_file import read_config
 from mmrepmtl.comparison.paper import Fact, Published, benchmark_of, published_row, published_rows, setup_facts
 from mmrepmtl.comparison.report.history import History, log_folders, read_history, run_folder
-from mmrepmtl.comparison.report.pictures import SAMPLES, Drawn, draw_run
+from mmrepmtl.comparison.report.pictures import SAMPLES, Drawn, NotDrawn, draw_run
 from mmrepmtl.comparison.results import CONSTANT, Row
 from mmrepmtl.comparison.summary import Summary, summarize
 
@@ -23,7 +23,7 @@ PLAN = 'comparison.json'
 
 @dataclass
 class Material:
-    """What a report is made of.
+    """All that a report is made of.
 
     Attributes:
         title: Name of the folder.
@@ -121,21 +121,23 @@ def _read_logs(work_dir: Path, material: Material) -> None:
 def _draw_samples(work_dir: Path, material: Material, pictures: bool) -> None:
     folders = {label: run_folder(work_dir, label, seed) for label, seed in _first_seeds(material).items()}
     gone = [label for label, folder in folders.items() if not folder.is_dir()]
-    if not pictures:
-        _note(material, 'samples', 'no predictions were asked for')
-        return
     if gone:
         _note(material, 'samples', f'no run folder, so no model to predict with, of {", ".join(gone)}')
+    later: list[str] = []
     for label, seed in _first_seeds(material).items():
         if label in gone:
             continue
         # A model, a data set and a drawing of any kind: whatever fails, the numbers are worth a report.
         try:
-            material.samples[label] = seed, draw_run(folders[label], label, SAMPLES)
+            material.samples[label] = seed, draw_run(folders[label], label, SAMPLES, pictures)
+        except NotDrawn:
+            later.append(label)
         except Exception as error:
             reason = f'{label}, seed {seed}: {error or type(error).__name__}'
             print_log(f'report: no predictions of {reason}', logger='current', level=logging.WARNING)
             _note(material, 'samples', reason)
+    if later:
+        _note(material, 'samples', f'not drawn yet, but with the report at the end: {", ".join(later)}')
 
 
 def _first_seeds(material: Material) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the runs of a comparison logged while they trained, as curves."""
+"""Reads the logs of the runs of a comparison, and makes curves of them."""
 
 import json
 import math

@@ -33,7 +33,11 @@ Drawn = dict[str, dict[str, Any]]
 """{number of the sample: dict(name, image, tasks={task: dict(truth, prediction, legend)})}; pictures are data URIs."""
 
 
-def draw_run(folder: Path, label: str, count: int = SAMPLES) -> Drawn:
+class NotDrawn(Exception):
+    """A checkpoint that was not drawn before, where nothing is to be drawn now."""
+
+
+def draw_run(folder: Path, label: str, count: int = SAMPLES, draw: bool = True) -> Drawn:
     """The predictions of a finished run.
 
     They are kept in the folder of the run and drawn again when its checkpoint, its config or the samples are others.
@@ -42,8 +46,10 @@ def draw_run(folder: Path, label: str, count: int = SAMPLES) -> Drawn:
         folder: The run's folder.
         label: Its label; the single-task baseline has a model per task.
         count: How many samples.
+        draw: Whether to draw what was not drawn before.
 
     Raises:
+        NotDrawn: It was not, and ``draw`` is False.
         OSError, ValueError, RuntimeError: The checkpoint, the config or the data set is not there or cannot be used.
     """
     folders = log_folders(folder, label)
@@ -51,7 +57,7 @@ def draw_run(folder: Path, label: str, count: int = SAMPLES) -> Drawn:
         raise FileNotFoundError(f'{folder}: there is no run in this folder')
     found: Drawn = {}
     for own in folders:
-        for number, sample in _draw_model(own, count).items():
+        for number, sample in _draw_model(own, count, draw).items():
             if number in found:
                 found[number]['tasks'] |= sample['tasks']
             else:
@@ -59,15 +65,18 @@ def draw_run(folder: Path, label: str, count: int = SAMPLES) -> Drawn:
     return found
 
 
-def _draw_model(folder: Path, count: int) -> Drawn:
+def _draw_model(folder: Path, count: int, draw: bool) -> Drawn:
     cfg, checkpoint = find_run(folder, _tested_checkpoint(folder))
     status = checkpoint.stat()
-    source = [_VERSION, str(checkpoint.name), status.st_size, status.st_mtime_ns, count, cfg.pretty_text]
+    configs = ''.join(file.read_text(encoding='utf-8') for file in sorted(folder.glob('*.py')))
+    source = [_VERSION, checkpoint.name, status.st_size, status.st_mtime_ns, count, configs]
     key = hashlib.sha256(json.dumps(source).encode()).hexdigest()
     cache = folder / CACHE
     known = _read(cache)
     if known.get('key') == key:
         return known['samples']
+    if not draw:
+        raise NotDrawn(f'{folder} was not drawn yet')
     model, _ = load_model(cfg, checkpoint)
     if not isinstance(model, MultiTaskModel):
         raise ValueError(f'{folder}: only a MultiTaskModel is drawn, this is {type(model).__name__}')
@@ -90,7 +99,7 @@ def _tested_checkpoint(folder: Path) -> Path | None:
 
 
 def _read(cache: Path) -> dict[str, Any]:
-    """What was drawn before; empty if nothing was or the file is damaged, and all is drawn anew."""
+    """Reads what was drawn before; nothing if the file is not there or damaged, and all is drawn anew."""
     try:
         known = json.loads(cache.read_text(encoding='utf-8'))
     except (OSError, ValueError):
@@ -109,7 +118,7 @@ def _draw_sample(model: MultiTaskModel, dataset: Any, index: int) -> dict[str, A
     declared = dataset.metainfo['targets']
     labelled = [task for task, head in model.heads.items() if head.target in sample.targets]
     tasks = {}
-    # Of samples that belong to one domain only that domain's task is drawn.
+    # A sample that belongs to one domain shows that domain's task only.
     for task in labelled or list(model.heads):
         target = model.heads[task].target
         tasks[task] = _draw_task(sample, task, target, declared[target], size)
@@ -132,13 +141,13 @@ def _draw_task(sample: Any, task: str, target: str, meta: Mapping[str, Any], siz
 
 
 def _legend(meta: Mapping[str, Any], truth: np.ndarray | None, scale: Sequence[Any] | None) -> dict[str, Any]:
-    """What the colours mean: names of classes with their colours, or a text."""
+    """Says what the colours mean: names of classes with their colours, or a text."""
     kind = KINDS[meta['kind']]
     if kind.dense and kind.names == 'classes':
         colours = [[int(channel) for channel in colour] for colour in palette_of(meta)]
         there = None if truth is None else set(np.unique(truth).tolist())
         classes = [
-            (str(name), colour)
+            [str(name), colour]
             for number, (name, colour) in enumerate(zip(meta['classes'], colours, strict=True))
             if there is None or number in there
         ]

@@ -26,8 +26,8 @@ _TERMS = {
 def differences(material: Material) -> str:
     """The paired comparisons: a figure and its words."""
     groups = material.summary.differences()
-    if not groups:
-        return missing('Not here', ['there are not two methods with a Delta p'])
+    if not any(entry.values for entries in groups.values() for entry in entries):
+        return missing('Not here', ['there are not two methods with a Delta p of one seed'])
     baseline = material.summary.baseline
     parts = [draw_forest(groups, material.labels)]
     parts.append(
@@ -200,30 +200,28 @@ def samples(material: Material) -> str:
     seeds = sorted({seed for seed, _ in material.samples.values()})
     parts = [absent, _note(f'Seed {", ".join(map(str, seeds))}; samples spread evenly over the test set, not chosen.')]
     numbers = dict.fromkeys(number for _, drawn in material.samples.values() for number in drawn)
+    order = list(material.summary.tasks)
     for number in sorted(numbers, key=int):
-        parts.append(
-            _sample(number, {label: drawn[number] for label, (_, drawn) in material.samples.items() if number in drawn})
-        )
+        drawn = {label: found[number] for label, (_, found) in material.samples.items() if number in found}
+        parts.append(_sample(number, drawn, order))
     return ''.join(parts)
 
 
-def _sample(number: str, drawn: Mapping[str, Mapping]) -> str:
-    tasks = list(dict.fromkeys(task for own in drawn.values() for task in own['tasks']))
+def _sample(number: str, drawn: Mapping[str, Mapping], order: Sequence[str]) -> str:
+    there = {task for own in drawn.values() for task in own['tasks']}
+    tasks = [task for task in order if task in there] + sorted(there - set(order))
     first = next(iter(drawn.values()))
     found = {task: next(own['tasks'][task] for own in drawn.values() if task in own['tasks']) for task in tasks}
-    cells = [f'<div class="head">{escape(task)}</div>' for task in tasks]
-    rows = [f'<div></div>{"".join(cells)}']
-    truths = ''.join(f'<div>{_picture(found[task]["truth"], f"truth of {task}", "unlabelled")}</div>' for task in tasks)
-    rows.append(f'<div class="name head">truth</div>{truths}')
-    for label, own in drawn.items():
-        pictures = ''.join(
-            f'<div>{_picture(own["tasks"].get(task, {}).get("prediction"), f"{label}: {task}", "-")}</div>'
-            for task in tasks
-        )
-        rows.append(f'<div class="name">{escape(label)}</div>{pictures}')
-    legends = ''.join(f'<div class="legend">{_legend(found[task]["legend"])}</div>' for task in tasks)
-    rows.append(f'<div></div>{legends}')
-    columns = f'max-content repeat({len(tasks)}, max-content)'
+    names = ''.join(f'<div class="head">{escape(label)}</div>' for label in drawn)
+    rows = [f'<div></div><div class="head">truth</div>{names}<div></div>']
+    for task in tasks:
+        cells = [f'<div class="name head">{escape(task)}</div>']
+        cells.append(f'<div>{_picture(found[task]["truth"], f"truth of {task}", "unlabelled")}</div>')
+        for label, own in drawn.items():
+            uri = own['tasks'].get(task, {}).get('prediction')
+            cells.append(f'<div>{_picture(uri, f"{label}: {task}", "-")}</div>')
+        rows.append(f'{"".join(cells)}<div class="legend">{_legend(found[task]["legend"])}</div>')
+    columns = f'max-content repeat({1 + len(drawn)}, max-content) max-content'
     return (
         f'<h3>Sample {escape(number)}: {escape(str(first["name"]))}</h3>'
         f'{_picture(first["image"], "input", "", "input")}'
@@ -259,7 +257,7 @@ def about(material: Material) -> str:
         if label == CONSTANT:
             continue
         facts = [
-            ', '.join(dict.fromkeys(getattr(row, name) for row in own if getattr(row, name)))
+            ', '.join(dict.fromkeys(value for row in own if (value := getattr(row, name)) not in ('', '{}')))
             for name in ('method', 'sweep', 'config_hash', 'commit', 'selection', 'finished')
         ]
         seeds = ', '.join(str(seed) for seed in material.summary.methods[label].seeds)
@@ -272,7 +270,7 @@ def about(material: Material) -> str:
     versions = '; '.join(f'{name} {" and ".join(values)}' for name, values in found.items())
     mixed = [name for name, values in found.items() if len(values) > 1]
     warning = missing('Not equal in all runs', mixed) if mixed else ''
-    heads = ''.join(f'<th>{name}</th>' for name in head)
+    heads = ''.join(f'<th class="text">{name}</th>' for name in head)
     body = f'<thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody>'
     return f'{warning}<div class="scroll"><table>{body}</table></div>{_note(versions)}'
 
