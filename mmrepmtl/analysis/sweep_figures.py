@@ -11,13 +11,16 @@ from mmrepmtl.analysis.figures import FAINT, INK, MARKERS, colour, draw_legend, 
 from mmrepmtl.analysis.sweeps import Score
 
 
-def ablation_figure(scores: Sequence[Score], title: str, yardstick: str) -> Figure:
+def ablation_figure(
+    scores: Sequence[Score], title: str, yardstick: str, published: Mapping[str, float] | None = None
+) -> Figure:
     """Draws Delta p of {none, TSR, CSA, both}: mean, deviation, and each seed as a small point.
 
     Args:
         scores: As :func:`mmrepmtl.analysis.sweeps.ablation` returns them.
         title: The config.
         yardstick: Name of what Delta p is against.
+        published: {name of a score: the paper's}, drawn beside ours.
     """
     figure = new_figure(5.2, 3.8)
     axes = style(figure.subplots(), title, '', f'Delta p against {yardstick}, %')
@@ -26,6 +29,12 @@ def ablation_figure(scores: Sequence[Score], title: str, yardstick: str) -> Figu
         _draw_seeds(axes, place - 0.09, score, colour(0))
         axes.errorbar(place, score.mean, _bar(score), fmt='o', color=colour(0), markersize=6, elinewidth=1, capsize=4)
         axes.annotate(f'{score.mean:+.2f}', (place, score.mean), (8, 5), textcoords='offset points', fontsize=8)
+    if published:
+        places = [place - 0.22 for place, score in enumerate(scores) if score.name in published]
+        values = [published[score.name] for score in scores if score.name in published]
+        axes.plot(places, values, 'D', color=INK, markerfacecolor='white', markersize=5, label='the paper')
+        axes.errorbar([], [], [], fmt='o', color=colour(0), markersize=6, capsize=4, label='ours')
+        draw_legend(figure, axes)
     axes.set_xticks(range(len(scores)), [f'{score.name}\n({_seeds(score)})' for score in scores], fontsize=9)
     axes.set_xlim(-0.5, len(scores) - 0.3)
     axes.tick_params(axis='x', length=0)

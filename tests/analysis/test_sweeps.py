@@ -77,6 +77,11 @@ def test_the_ablation_and_its_figure():
     (axes,) = ablation_figure(scores, 'a config', 'ew-log').axes
     assert [text.get_text() for text in axes.texts] == ['+0.00', '+0.50', '+1.25', '+5.00']
     assert axes.get_xticklabels()[1].get_text() == 'TSR\n(2 seeds)'
+    paper = dict(TSR=0.17, both=1.64)
+    (drawn,) = ablation_figure(scores, 'a config', 'ew-log', paper).axes
+    assert [line.get_ydata().tolist() for line in drawn.get_lines() if line.get_label() == 'the paper'] == [
+        [0.17, 1.64]
+    ]
     (bar,) = axes.collections[3].get_segments()
     assert bar[:, 1].tolist() == pytest.approx([5 - scores[3].std, 5 + scores[3].std])
 

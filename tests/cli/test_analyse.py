@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmrepmtl.analysis.conflict import conflict
 from mmrepmtl.cli import analyse, compare
+from mmrepmtl.cli.analyses.ablation import published_ablation
 from mmrepmtl.cli.analyses.batches import parse_batches
 from mmrepmtl.cli.analyses.runs import checkpoints_in_order, find_trained
 from mmrepmtl.comparison.results import Row, write_results
@@ -206,6 +207,21 @@ def test_ablation_draws_a_comparison(tmp_path, capsys):
     assert is_picture(tmp_path / 'ablation.png')
     assert {score['name']: score['mean'] for score in found['scores']} == dict(none=0, TSR=3, CSA=6, both=9)
     assert '  both  +9.00 ± 4.24 %, 2 seed(s)' in capsys.readouterr().out
+
+
+def test_the_papers_ablation_is_beside_ours_where_there_is_one(tmp_path, capsys):
+    write_comparison(tmp_path)
+    assert published_ablation(str(tmp_path), 'ew-log') == {}
+    plan = json.loads((tmp_path / 'comparison.json').read_text())
+    plan['entries']['ew']['settings']['train_dataloader'] = dict(dataset=dict(type='NYUv2Dataset'))
+    (tmp_path / 'comparison.json').write_text(json.dumps(plan))
+    # Ablation of the paper (0.23, 1.06, 1.70 against single tasks), less 0.06 of equal weighting of log losses.
+    expected = dict(none=0.0, TSR=0.17, CSA=1.0, both=1.64)
+    assert published_ablation(str(tmp_path), 'ew-log') == pytest.approx(expected)
+    assert published_ablation(str(tmp_path), 'stl')['both'] == 1.7 and published_ablation(str(tmp_path), 'ew') == {}
+    analyse.main(['ablation', str(tmp_path)])
+    assert 'the paper: none +0.00, TSR +0.17, CSA +1.00, both +1.64' in capsys.readouterr().out
+    assert numbers(tmp_path / 'ablation.png')['paper'] == pytest.approx(expected)
 
 
 def test_sensitivity_draws_the_sweeps_of_a_comparison(tmp_path):

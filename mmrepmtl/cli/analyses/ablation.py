@@ -7,6 +7,7 @@
 """
 
 import argparse
+from pathlib import Path
 
 from mmrepmtl.analysis.figures import write_figure, write_numbers
 from mmrepmtl.analysis.sweep_figures import ablation_figure
@@ -20,6 +21,32 @@ from mmrepmtl.cli.analyses.sweeps import (
     score_numbers,
     title_of,
 )
+from mmrepmtl.comparison.paper import benchmark_of, published_rows
+from mmrepmtl.comparison.plan import read_plan
+from mmrepmtl.comparison.results import STL
+
+
+def published_ablation(folder: str, yardstick: str) -> dict[str, float]:
+    """The paper's ablation on the data set of a comparison.
+
+    Against equal weighting of log losses it is the difference of two Delta p against single tasks, as printed.
+
+    Args:
+        folder: That of the comparison.
+        yardstick: The label that ours is against.
+
+    Returns:
+        {name as in the ablation: Delta p}; empty where nothing is published, or not against this yardstick.
+    """
+    entries = read_plan(Path(folder)).get('entries') or {}
+    benchmark = next((found for entry in entries.values() if (found := benchmark_of(entry['settings']))), None)
+    if benchmark is None or yardstick not in (YARDSTICK, STL):
+        return {}
+    rows = published_rows(benchmark, ())
+    names = {'none': YARDSTICK, 'TSR': 'rep-mtl-tsr', 'CSA': 'rep-mtl-csa', 'both': 'rep-mtl'}
+    deltas = {name: rows[method].delta_task for name, method in names.items() if method in rows}
+    base = deltas.get('none') if yardstick == YARDSTICK else 0.0
+    return {} if base is None else {name: value - base for name, value in deltas.items() if value is not None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
     scores = ablation(read_rows(args), args.method, args.yardstick)
     print(f'Delta p against {args.yardstick}, %')
     print_scores(scores, '%')
-    write_figure(ablation_figure(scores, title_of(args), args.yardstick), out)
-    numbers = dict(yardstick=args.yardstick, entries=entries, scores=[score_numbers(score) for score in scores])
+    paper = published_ablation(args.folder, args.yardstick)
+    if paper:
+        print('the paper: ' + ', '.join(f'{name} {value:+.2f}' for name, value in paper.items()))
+    write_figure(ablation_figure(scores, title_of(args), args.yardstick, paper), out)
+    points = [score_numbers(score) for score in scores]
+    numbers = dict(yardstick=args.yardstick, entries=entries, scores=points, paper=paper)
     print(f'ablation: {out}, {write_numbers(out, numbers)}')
     return status
