@@ -11,9 +11,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmrepmtl.engine.capture import SharedCapture
-from mmrepmtl.engine.checks import find_shared
-from mmrepmtl.engine.task_losses import TaskLosses, agreed_losses, collect, resolve_prefixes
+from mmrepmtl.analysis.forward import shared_forward
+from mmrepmtl.engine.task_losses import TaskLosses
 from mmrepmtl.methods.collectives import Ranks
 from mmrepmtl.methods.csa import as_positions
 from mmrepmtl.methods.rep_mtl import RepMTL
@@ -104,35 +103,13 @@ def saliency_maps(
             f'saliency maps compare the tasks on the same images, but encoder_forward={model.encoder_forward!r}: each '
             'task has samples of its own'
         )
-    losses, capture, size = _forward(model, inputs, data_samples, settings.shared)
+    losses, capture, size = shared_forward(model, inputs, data_samples, settings.shared)
     named = _transformed(losses, settings.transform)
     views = capture.levels(list(losses.losses))
     found = task_saliency(named, views, layout=settings.layout, num_prefix_tokens=settings.num_prefix_tokens)
     levels = [level.detach().cpu().double() for level in ([found] if isinstance(found, Tensor) else found)]
     values = dict(zip(losses.losses, losses.losses_T.tolist(), strict=True))
     return [_maps(level, values, size) for level in levels]
-
-
-def _forward(model, inputs, data_samples, shared: str) -> tuple[TaskLosses, SharedCapture, tuple[int, int]]:
-    """The losses of the batch, Z, and the size of the padded images."""
-    batch = dict(inputs=list(inputs), data_samples=[sample.clone() for sample in data_samples])
-    capture = SharedCapture(shared)
-    was_training = model.training
-    model.eval()
-    hook = find_shared(model, shared).register_forward_hook(capture)
-    try:
-        # As in training, where targets are padded with their images.
-        batch = model.data_preprocessor(batch, training=True)
-        with torch.enable_grad():
-            outputs = model(**batch, mode='loss')
-    finally:
-        hook.remove()
-        model.train(was_training)
-    if not capture.fired:
-        raise ValueError(f'the module {shared!r} was not called, so there is no Z to differentiate by')
-    capture.check_unmodified()
-    height, width = batch['inputs'].shape[-2:]
-    return collect(outputs, resolve_prefixes(None, model), 'add', agreed_losses()), capture, (int(height), int(width))
 
 
 def _transformed(losses: TaskLosses, transform: str | None) -> dict[str, Tensor]:

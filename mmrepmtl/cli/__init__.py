@@ -18,6 +18,7 @@ COMMANDS = {
     'check': 'read all data of a config and compare its parts before a training',
     'browse': 'draw what the network is fed: samples after augmentation',
     'saliency': "draw each task's saliency, the ownership map and CSA's similarities",
+    'analyse': "the paper's analyses: spectrum, cost, conflict, ablation, sensitivity, time",
     'export': 'write a trained model as an ONNX file that was compared with PyTorch',
     'demo': 'serve a web page: a picture in, all tasks and their saliency out',
     'methods': 'list the methods that --method takes',

@@ -20,6 +20,7 @@ TOOLS = {
     'check': 'misc/check_dataset.py',
     'browse': 'misc/browse_dataset.py',
     'saliency': 'analysis_tools/show_saliency.py',
+    'analyse': 'analysis_tools/analyse.py',
     'export': 'deployment/export.py',
     'compare': 'compare.py',
     'quickstart': 'quickstart.py',

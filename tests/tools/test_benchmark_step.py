@@ -6,10 +6,9 @@ import math
 import pytest
 import torch
 from mmengine.config import Config
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from mmrepmtl.models import MultiTaskModel
+from tests.flops import flops
 
 TINY = '--model test_resnet --size 32 32 --batch 2 --heads conv --rounds 2 --warmup 0 --threads 1'.split()
 
@@ -160,26 +159,6 @@ def test_all_is_every_overlay_but_stl_and_each_makes_a_step(tool, steps, make):
         contestant.run()
         assert all(not torch.equal(p, old) for p, old in zip(ends, before, strict=True)), name
         assert all(torch.isfinite(p).all() for p in make.model.parameters()), name
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the operations of convolutions and matrix products, whoever calls them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def flops(run) -> int:
-    with FlopCounter() as counter:
-        run()
-    return counter.total
 
 
 @pytest.mark.parametrize(

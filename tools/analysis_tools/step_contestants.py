@@ -14,10 +14,10 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torchjd.autojac import jac_to_grad, mtl_backward
 
+from mmrepmtl.analysis.cost import count_passes
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.engine.methods import build_method
 from mmrepmtl.methods.aggregation import Aggregator
-from mmrepmtl.methods.rep_mtl import RepMTL
 from mmrepmtl.methods.weighting import EqualWeighting
 from mmrepmtl.models import MultiTaskModel
 from mmrepmtl.registry import AGGREGATORS, MODELS, OPTIM_WRAPPERS, WEIGHTINGS
@@ -196,23 +196,9 @@ def counted_cost(wrapper: OptimWrapper, num_tasks: int, num_batches: int = 1) ->
     Raises:
         ValueError: For a regulariser whose cost is not known.
     """
-    heads, encoder = 3, 3
-    if isinstance(wrapper, MultiTaskOptimWrapper):
-        if wrapper.aggregator is not None and wrapper.aggregator.level == 'parameter':
-            encoder = 1 + 2 * num_tasks
-        for regularizer in wrapper.regularizers:
-            if not isinstance(regularizer, RepMTL) or (regularizer.interval, regularizer.through) != (1, 'all'):
-                raise ValueError(
-                    f'benchmark_step: the cost of {regularizer} is not known, only that of RepMTL with interval=1 and '
-                    "through='all'"
-                )
-        if wrapper.regularizers:
-            heads += 3
-            if wrapper.aggregator is not None:  # the penalty has a backward of its own
-                heads, encoder = heads + 2, encoder + 2
-        if wrapper.weighting.second_look:
-            heads, encoder = heads + 1, encoder + 1
-    return heads * num_batches, encoder * num_batches
+    if not isinstance(wrapper, MultiTaskOptimWrapper):
+        return count_passes(None, None, (), num_tasks, num_batches)
+    return count_passes(wrapper.weighting, wrapper.aggregator, wrapper.regularizers, num_tasks, num_batches)
 
 
 def make_contestant(method: str, model: MultiTaskModel, data: dict, precision: str) -> Contestant:

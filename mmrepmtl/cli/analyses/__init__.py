@@ -1,0 +1,1 @@
+"""The parts of ``mmrepmtl analyse``: one module for each kind of input."""
