@@ -106,7 +106,7 @@ from mmrepmtl.apis import available_configs, load_config
 from mmrepmtl.cli import main
 
 torch.set_num_threads(1)
-tiny = ['model.encoder.name=test_resnet', 'model.encoder.output_stride=None', 'model.encoder.model_args=None']
+tiny = ['model.encoder.name=test_resnet', 'model.encoder.pretrained=False', 'model.encoder.model_args=None']
 tiny += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 for split in ('train', 'val', 'test'):
     tiny += [f'{split}_dataloader.dataset.size=(24,32)', f'{split}_dataloader.dataset.num_samples=4']
@@ -148,7 +148,7 @@ def test_train_infer_and_test_work_outside_the_repository(environment, tmp_path)
     assert Path(found['package']).is_relative_to(environment.parent)
     assert 'synth_rooms/quickstart' in found['names'] and not any('_base_' in name for name in found['names'])
     assert 'UncertaintyWeighting' in found['own'] and 'RepMTL' in found['own']
-    assert found['encoder'] == 'resnet10t' and found['new'] == ['SynthRoomsDataset', 'LoggerHook', 3]
+    assert found['encoder'] == 'tf_efficientnet_lite0' and found['new'] == ['SynthRoomsDataset', 'LoggerHook', 3]
     assert (tmp_path / 'predictions' / 'sheet.json').is_file() and (tmp_path / 'test' / 'test_metrics.json').is_file()
 
 

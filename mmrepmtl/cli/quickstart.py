@@ -26,11 +26,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parse_args(argv, prog)
     work_dir, config = Path(args.work_dir), f'mmrepmtl::{CONFIG}'
 
+    print(f'1 of 2: training, into {work_dir}', flush=True)
     start = time.time()
-    train(load_config(config, args.method, str(work_dir), seed=args.seed))
+    train(load_config(config, args.method, str(work_dir), seed=args.seed), quiet=True)
     minutes = (time.time() - start) / 60
+    print(
+        f'\n2 of 2: test on rooms that the training has not seen, after {minutes:.1f} minutes of training', flush=True
+    )
     cfg = load_config(config, args.method, str(work_dir))
-    result = evaluate(cfg, work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth', show_dir=work_dir)
+    checkpoint = work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    result = evaluate(cfg, checkpoint, show_dir=work_dir, quiet=True)
     save_results(
         work_dir / 'metrics.json',
         result['metrics'],
@@ -41,4 +46,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             training_minutes=minutes,
         ),
     )
-    print(f'trained in {minutes:.1f} minutes; metrics: {work_dir / "metrics.json"}')
+    print(files_table(work_dir, checkpoint, start))
+
+
+def files_table(work_dir: Path, checkpoint: Path, start: float) -> str:
+    """The files of the run, one a line, with what each holds; logs are those that were written since ``start``."""
+    files = {
+        'predictions.png': 'truth and prediction of some test images: look at it first',
+        'metrics.json': 'the table above',
+        checkpoint.name: 'the trained model; `mmrepmtl demo` serves it, `mmrepmtl infer` predicts with it',
+        'quickstart.py': 'the config, complete',
+    }
+    logs = [file for file in sorted(work_dir.glob('*/*.log')) if file.stat().st_mtime >= start]
+    files |= {str(file.relative_to(work_dir)): 'the log' for file in logs}
+    width = max(len(name) for name in files)
+    return '\n'.join([f'\nin {work_dir}:', *(f'  {name:<{width}}  {text}' for name, text in files.items())])

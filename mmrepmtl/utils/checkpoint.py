@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import BufferedReader
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -176,7 +177,7 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f'the checkpoint {_shown(path)} is damaged: it is empty; use an earlier one')
 
 
-def _check_sha256(path: Path, file: BinaryIO, expected: str) -> None:
+def _check_sha256(path: Path, file: BufferedReader, expected: str) -> None:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
     if found != expected:
         raise CheckpointError(

@@ -125,6 +125,7 @@ def make_config(method: str, iterations: int, folder: Path, epoch: int = EPOCH, 
     cfg.experiment_name = f'long_run_{method}_{folder.name}'
     decoder = dict(type='ConvDecoder', hidden_channels=4, num_convs=1, dropout=0.1)
     cfg.model.encoder = TinyEncoder()
+    cfg.model.pop('neck')  # which reads several levels
     for head in cfg.model.heads.values():
         head.decoder = decoder
     batch = 4

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
@@ -29,11 +29,11 @@ class ProgressHook(Hook):
         self.lines = lines
         self._bars: dict[str, Progress] = {}
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
         """Says what runs."""
-        for name, text in _facts(runner).items():
-            print(f'{name:<9} {text}', flush=True)
+        if is_main_process():
+            for name, text in _facts(runner).items():
+                print(f'{name:<9} {text}', flush=True)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Opens the progress of the training, at the first epoch of this process."""
