@@ -1,0 +1,7 @@
+# The regime of the paper on a CPU: an ImageNet encoder (17 MB, from the extra `weights`) and few images.
+_base_ = ['./rep-mtl_resnet18-d16_conv_b8-20e_nyuv2-96x128.py']
+model = dict(
+    # These weights expect (x - 0.5) / 0.5.
+    data_preprocessor=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    encoder=dict(name='tf_efficientnet_lite0', pretrained='package'),
+)
