@@ -1,6 +1,6 @@
 # `make quickstart`: a few minutes on two CPU cores. The encoder starts from the ImageNet weights of a package, and a
-# pyramid over four of its levels lets the heads see objects. The penalty is weak, since the paper's weights are far too
-# strong for so few images (docs/benchmarks.md).
+# pyramid over four of its levels lets the heads see objects. The penalty is that of the small network from scratch
+# which docs/benchmarks.md has; it was not chosen anew for this one.
 _base_ = [
     '../_base_/models/resnet18-d16_conv.py',
     '../_base_/datasets/synth_rooms_96x128.py',
