@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mmrepmtl.comparison.results import CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL, Estimate
 from mmrepmtl.comparison.summary import Summary
+from mmrepmtl.evaluation.metric_table import AVERAGE
 
 DELTAS = {'task': 'Delta p, tasks', 'metric': 'Delta p, metrics'}
 RANK, SEEDS = 'mean rank', 'seeds'
@@ -106,12 +107,14 @@ def definitions(summary: Summary) -> list[str]:
             if summary.baseline == STL
             else f'{summary.baseline} (equal weighting) of the same seed, because there is no single-task baseline'
         )
-        kinds = sorted({key.rpartition('/')[2] for key in summary.keys if key not in summary.counting})
-        left = f' {", ".join(kinds)} and averages over tasks do not count.' if kinds else ''
+        rest = [key for key in summary.keys if key not in summary.counting]
+        left = sorted({key.rpartition('/')[2] for key in rest if not key.startswith(f'{AVERAGE}/')})
+        left += ['averages over tasks'] if any(key.startswith(f'{AVERAGE}/') for key in rest) else []
+        uncounted = f' Not counted: {", ".join(left)}.' if left else ''
         found.append(
             f'Delta p is the mean relative change in percent against {what}, then averaged over seeds; positive is '
             'better. "tasks": mean over tasks of the mean over the metrics of a task, the definition of the Rep-MTL '
-            f'paper; "metrics": mean over all metrics.{left}'
+            f'paper; "metrics": mean over all metrics.{uncounted}'
         )
     found.append(
         "Mean rank: mean over the metrics that count of the rank of a method's mean among the multi-task methods, 1 "

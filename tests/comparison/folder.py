@@ -27,10 +27,17 @@ def train_line(label: str, seed: int, step: int) -> dict[str, float]:
     if label == 'stl':
         return line
     line |= {f'raw/{task}': shift / step + number for number, task in enumerate(TASKS)}
-    line |= {f'task_gradients/norm/{task}': 0.1 * shift for task in TASKS}
-    line |= {'task_gradients/cos/semseg-depth': 0.1 * seed, 'task_gradients/cos/semseg-normal': -0.2}
+    line |= {f'task_gradients/norm/{task}': 0.1 * shift + 0.01 * step for task in TASKS}
+    line |= {
+        'task_gradients/cos/semseg-depth': 0.01 * step * seed,
+        'task_gradients/cos/semseg-normal': 0.4 / step - 0.2,
+    }
     if label == 'rep-mtl':
-        line |= {'rep_mtl/tsr': 0.9, 'rep_mtl/csa': 1.1 + seed, 'rep_mtl/grad_ratio': 0.05 * step}
+        line |= {
+            'rep_mtl/tsr': 0.9 - 0.01 * step,
+            'rep_mtl/csa': 1.1 + seed - 0.01 * step,
+            'rep_mtl/grad_ratio': 0.05 * step,
+        }
         line |= {f'rep_mtl/share/{task}': 1 / 3 for task in TASKS}
     return line
 

@@ -97,6 +97,14 @@ def test_a_resumed_run_overwrites_what_it_repeats_and_damaged_lines_are_counted(
     assert found.train == {'a': {1: 1.0, 2: 5.0}} and found.unreadable == 3
 
 
+def test_what_is_measured_now_and_then_is_a_point_where_it_was_measured(tmp_path):
+    values = [0.5, 0.5, 0.5, 0.7, 0.7, 0.5]
+    name = 'task_gradients/cos/a-b'
+    write_log(tmp_path, [{'lr': 1, 'step': 10 * i, name: v, 'raw/a': 2.0} for i, v in enumerate(values, 1)])
+    found = read_history([tmp_path]).train
+    assert found[name] == {10: 0.5, 40: 0.7, 60: 0.5} and len(found['raw/a']) == 6
+
+
 def test_the_baselines_tasks_have_folders_of_their_own(made):
     folder, _, _ = made
     assert [path.name for path in log_folders(run_folder(folder, 'stl', 0), 'stl')] == sorted(TASKS)
@@ -190,6 +198,28 @@ def test_predictions_are_those_of_the_tested_checkpoint_on_spread_samples(made):
             factor = picture.shape[0] // expected.shape[0]
             assert np.array_equal(picture, expected.repeat(factor, 0).repeat(factor, 1))
         assert set(sample['tasks']) == set(TASKS)
+
+
+def test_samples_lie_evenly_over_each_domain_and_are_numbered_as_in_its_own_data_set():
+    class Domains(list):
+        domains = dict(a=range(0, 10), b=range(10, 13), c=range(13, 14))
+
+    assert pictures.choose_samples(Domains(range(14)), 4) == {'a 0': 0, 'a 5': 5, 'b 0': 10, 'b 1': 11, 'c 0': 13}
+
+    class Alone(list):
+        domains = dict(b=range(0, 3))
+
+    assert pictures.choose_samples(Alone(range(3)), 2) == {'b 0': 0, 'b 1': 1}
+    assert pictures.choose_samples(list(range(100)), 4) == {'0': 0, '25': 25, '50': 50, '75': 75}
+    assert pictures.choose_samples([1, 2], 4) == {'0': 0, '1': 1}
+
+
+def test_classes_and_numbers_are_told_in_words():
+    meta = dict(classes=['cup', 'mug', 'pen', 'bag'])
+    found = pictures.LINES['classification'](np.array(3), np.array([0.1, 0.4, 0.2, 0.3]), meta)
+    assert found == (['bag'], ['0.40 mug', '0.30 bag', '0.20 pen'])
+    found = pictures.LINES['regression'](None, np.array([1.5, -20.25]), dict(names=['x', 'y']))
+    assert found == (None, ['x 1.5', 'y -20.25'])
 
 
 def test_the_baseline_has_the_tasks_of_all_its_models(made):

@@ -82,7 +82,9 @@ def test_captions_define_what_has_two_definitions():
     assert 'sample standard deviation (divisor n - 1)' in text and 'last checkpoint, no selection' in text
     assert 'against the single-task baseline of the same seed, then averaged over seeds' in text
     assert '"tasks": mean over tasks of the mean over the metrics of a task' in text
-    assert 'rmse and averages over tasks do not count' in text and 'Mean rank: mean over the metrics that count' in text
+    assert 'Not counted: rmse.' in text and 'Mean rank: mean over the metrics that count' in text
+    office = [make_row('ew', 0, key, 80.0, higher_is_better=True) for key in ('amazon/top1', 'avg/top1')]
+    assert 'Not counted: averages over tasks.' in ' '.join(definitions(summarize(office)))
     other = ' '.join(definitions(summarize(make_rows({'ew': 0, 'uw': 1}))))
     assert 'against ew (equal weighting) of the same seed, because there is no single-task baseline' in other
 

@@ -45,6 +45,7 @@ th[aria-sort=descending] button::after {content: ' \\25be'}
 .samples .head {font-weight: 600; max-width: 132px; overflow-wrap: anywhere; align-self: end}
 .samples .name {position: sticky; left: 0; background: Canvas; padding-right: 8px; align-self: center}
 .samples .legend {width: 170px}
+.samples .words {min-width: 132px; align-self: center}
 .swatch {white-space: nowrap; margin-right: 10px; display: inline-block}
 .swatch i {display: inline-block; width: 11px; height: 11px; margin-right: 4px; border: 1px solid #888;
   vertical-align: -1px}

@@ -12,6 +12,8 @@ from mmrepmtl.comparison.results import STL
 RUNS = 'runs'
 #: Longer curves are thinned to so many points, each the mean of its neighbours.
 POINTS = 120
+#: Measured every so many iterations; in between the log repeats the last value.
+_NOW_AND_THEN = ('task_gradients/', 'rep_mtl/')
 
 
 class Curve(NamedTuple):
@@ -60,7 +62,19 @@ def read_history(folders: Iterable[Path]) -> History:
                     found.unreadable += 1
                     continue
                 _add(found, entry)
+    for name, values in found.train.items():
+        if name.startswith(_NOW_AND_THEN):
+            found.train[name] = _without_repeats(values)
     return found
+
+
+def _without_repeats(values: Mapping[int, float]) -> dict[int, float]:
+    """The steps at which a value is another one than before."""
+    kept, last = {}, None
+    for step in sorted(values):
+        if values[step] != last:
+            kept[step] = last = values[step]
+    return kept
 
 
 def _add(found: History, entry: Any) -> None:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from mmrepmtl.visualization.panels import fit, make_pair, palette_of
 CACHE = 'report_samples.json'
 #: Test samples, spread evenly over the set.
 SAMPLES = 4
-_WIDTH, _MOST_HEIGHT, _VERSION = 192, 384, 1
+_WIDTH, _MOST_HEIGHT, _VERSION, _TOP_CLASSES = 192, 384, 2, 3
 
 Drawn = dict[str, dict[str, Any]]
-"""{number of the sample: dict(name, image, tasks={task: dict(truth, prediction, legend)})}; pictures are data URIs."""
+"""{number of the sample: dict(name, image, tasks={task: dict(truth, prediction, legend)})}.
+
+Pictures are data URIs; a class or numbers are lines of text.
+"""
 
 
 class NotDrawn(Exception):
@@ -81,9 +84,7 @@ def _draw_model(folder: Path, count: int, draw: bool) -> Drawn:
     if not isinstance(model, MultiTaskModel):
         raise ValueError(f'{folder}: only a MultiTaskModel is drawn, this is {type(model).__name__}')
     dataset = DATASETS.build(dict(dataset_of(cfg, 'test', 'report')))
-    samples = {}
-    for index in [number * len(dataset) // count for number in range(min(count, len(dataset)))]:
-        samples[str(index)] = _draw_sample(model, dataset, index)
+    samples = {name: _draw_sample(model, dataset, index) for name, index in choose_samples(dataset, count).items()}
     with whole_file(cache) as file:
         file.write(json.dumps(dict(key=key, samples=samples)).encode())
     return samples
@@ -105,6 +106,28 @@ def _read(cache: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and isinstance(known.get('samples'), dict) else {}
+
+
+def choose_samples(dataset: Any, count: int) -> dict[str, int]:
+    """{name: index} of samples that lie evenly over a data set, or over each domain of one.
+
+    A domain's samples are numbered by themselves, as the data set of a single-task run has them.
+
+    Args:
+        dataset: The test set.
+        count: How many; of several domains each has at least its part.
+    """
+    domains = getattr(dataset, 'domains', None)
+    if domains is None:
+        count = min(count, len(dataset))
+        return {str(index): index for index in [number * len(dataset) // count for number in range(count)]}
+    each = -(-count // len(domains))
+    found = {}
+    for name, indices in domains.items():
+        own = min(each, len(indices))
+        numbers = [number * len(indices) // own for number in range(own)]
+        found |= {f'{name} {number}': indices[number] for number in numbers}
+    return found
 
 
 @torch.no_grad()
@@ -129,15 +152,37 @@ def _draw_sample(model: MultiTaskModel, dataset: Any, index: int) -> dict[str, A
 def _draw_task(sample: Any, task: str, target: str, meta: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     truth = sample.targets.get(target)
     truth = None if truth is None else to_array(truth)
-    if not KINDS[meta['kind']].dense:
-        size = (max(size[0], 72), max(size[1], 160))
-    pair = make_pair(meta['kind'], truth, to_array(sample.predictions[task]), meta, size)
+    prediction = to_array(sample.predictions[task])
+    if meta['kind'] in LINES:
+        told, predicted = LINES[meta['kind']](truth, prediction, meta)
+        return dict(truth=told, prediction=predicted, legend=dict(text=''))
+    pair = make_pair(meta['kind'], truth, prediction, meta, size)
     exact = KINDS[meta['kind']].has_ids or not KINDS[meta['kind']].dense
     return dict(
         truth=None if truth is None else encode(pair.truth, exact),
         prediction=encode(pair.prediction, exact),
         legend=_legend(meta, truth, pair.scale),
     )
+
+
+Lines = tuple[list[str] | None, list[str]]
+
+
+def _class_lines(truth: np.ndarray | None, prediction: np.ndarray, meta: Mapping[str, Any]) -> Lines:
+    best = np.argsort(-prediction, kind='stable')[:_TOP_CLASSES]
+    told = None if truth is None else [str(meta['classes'][int(truth)])]
+    return told, [f'{prediction[index]:.2f} {meta["classes"][index]}' for index in best]
+
+
+def _number_lines(truth: np.ndarray | None, prediction: np.ndarray, meta: Mapping[str, Any]) -> Lines:
+    def lines(values: np.ndarray) -> list[str]:
+        return [f'{name} {value:.4g}' for name, value in zip(meta['names'], values, strict=True)]
+
+    return None if truth is None else lines(truth), lines(prediction)
+
+
+#: Kinds that are told in words; others are drawn as their panels. Functions of (truth, prediction, declaration).
+LINES: dict[str, Callable[..., Lines]] = dict(classification=_class_lines, regression=_number_lines)
 
 
 def _legend(meta: Mapping[str, Any], truth: np.ndarray | None, scale: Sequence[Any] | None) -> dict[str, Any]:

@@ -199,9 +199,11 @@ def samples(material: Material) -> str:
         return absent or missing('Not here', ['there is no folder of a run, so there is no model to predict with'])
     seeds = sorted({seed for seed, _ in material.samples.values()})
     parts = [absent, _note(f'Seed {", ".join(map(str, seeds))}; samples spread evenly over the test set, not chosen.')]
-    numbers = dict.fromkeys(number for _, drawn in material.samples.values() for number in drawn)
+    # The single-task baseline has its samples task by task, so the order is that of the others.
+    shared_first = sorted(material.samples.items(), key=lambda entry: entry[0] == STL)
+    numbers = dict.fromkeys(number for _, (_, drawn) in shared_first for number in drawn)
     order = list(material.summary.tasks)
-    for number in sorted(numbers, key=int):
+    for number in numbers:
         drawn = {label: found[number] for label, (_, found) in material.samples.items() if number in found}
         parts.append(_sample(number, drawn, order))
     return ''.join(parts)
@@ -229,7 +231,9 @@ def _sample(number: str, drawn: Mapping[str, Mapping], order: Sequence[str]) -> 
     )
 
 
-def _picture(uri: str | None, what: str, otherwise: str, kind: str = '') -> str:
+def _picture(uri: str | list[str] | None, what: str, otherwise: str, kind: str = '') -> str:
+    if isinstance(uri, list):
+        return f'<div class="words">{"<br>".join(escape(str(line)) for line in uri)}</div>'
     if uri is None or not uri.startswith('data:image/'):
         return f'<span class="note">{escape(otherwise)}</span>'
     name = f' class="{kind}"' if kind else ''
