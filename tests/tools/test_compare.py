@@ -20,8 +20,8 @@ SWEEP = 'rep-mtl:lambda_tsr=0.1|0.9'
 
 
 def compare(folder, *methods, seeds=1, options=('train_cfg.max_epochs=1',), select=('--select-on', 'val'), check=True):
-    arguments = ('--methods', *methods, '--seeds', seeds, '--work-dir', folder, '--device', 'cpu', *select)
-    return python('compare.py', TINY, *arguments, '--cfg-options', *options, check=check)
+    arguments = ('--methods', *methods, '--seeds', seeds, '--work-dir', folder, '--device', 'cpu', '--jobs', 2)
+    return python('compare.py', TINY, *arguments, *select, '--cfg-options', *options, check=check)
 
 
 @pytest.fixture(scope='module')
