@@ -103,7 +103,8 @@ def choose(values: Sequence[Contestant], seeds: Sequence[int], rows: Sequence[Ro
                 raise ValueError(f'--select-on val: {name} has no validation numbers of seed {missing[0]}')
         keys = _common_keys([measured[BASELINE, seed] for seed in seeds]) if keys is None else keys
         scores[label] = [_score(measured[label, seed], measured[BASELINE, seed], keys) for seed in seeds]
-    means = {label: math.fsum(own) / len(own) for label, own in scores.items() if None not in own}
+    finite = {label: [score for score in own if score is not None] for label, own in scores.items()}
+    means = {label: math.fsum(own) / len(own) for label, own in finite.items() if len(own) == len(seeds)}
     if not means:
         raise ValueError(f'--select-on val: no value of {", ".join(scores)} has finite metrics on the validation data')
     return dict(chosen=max(means, key=lambda label: means[label]), scores=scores)

@@ -45,7 +45,7 @@ def rows_of(run: Run, config: str) -> list[Row]:
         versions=json.dumps(record.get('versions', {}), sort_keys=True),
         finished=record.get('finished', ''),
     )
-    costs = dict(
+    costs: dict[str, Any] = dict(
         step_seconds=_step_seconds(logs),
         peak_memory_mib=_peak_memory(logs, trainings),
         train_seconds=round(math.fsum(attempt.get('seconds', 0.0) for attempt in trainings), 1),
@@ -54,8 +54,10 @@ def rows_of(run: Run, config: str) -> list[Row]:
     for split, name in run.results:
         metrics, meta = load_results(run.folder / name)
         selection = NO_SELECTION if meta.get('selection') == GIVEN_CHECKPOINT else str(meta.get('selection', ''))
-        about = dict(of_run, split=split, selection='; '.join(filter(None, (selection, run.note))))
-        own = dict(seed=run.seed, config_hash=run.contestant.config_hash, sweep=sweep_text(run.contestant.entry))
+        about: dict[str, Any] = dict(of_run, split=split, selection='; '.join(filter(None, (selection, run.note))))
+        own: dict[str, Any] = dict(
+            seed=run.seed, config_hash=run.contestant.config_hash, sweep=sweep_text(run.contestant.entry)
+        )
         label, method = run.contestant.entry.label, run.contestant.entry.method_name
         rows += [Row(label=label, method=method, **_metric(*item), **own, **costs, **about) for item in metrics.items()]
         # They depend on the data alone.

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,7 @@ def _place_of(key: str, entry: Entry, cfg: Config) -> str:
         'weighting',
     }
     optimizer = wrapper.get('optimizer')
-    layers = [
+    layers: list[Mapping[str, Collection[str]]] = [
         arguments,
         {'optim_wrapper': own},
         {'optim_wrapper.optimizer': set(optimizer) - {'type'} if isinstance(optimizer, Mapping) else set()},
@@ -227,6 +227,8 @@ def _place_of(key: str, entry: Entry, cfg: Config) -> str:
 def _arguments(kind: Any, registry: Any) -> list[str]:
     """The arguments of a class, those that it passes on to its bases among them."""
     found = find_type(kind, registry)
+    if found is None:
+        return []
     names: list[str] = []
     for cls in inspect.getmro(found) if inspect.isclass(found) else [found]:
         try:

@@ -116,17 +116,15 @@ class Execution:
         self._lock, self._resources = lock, resources
         self._starting, self._finished, self.progress = starting, finished, progress
         folder = work_dir / JOBS
-        if resources.slurm is None:
-            self._executor = submitit.LocalExecutor(folder)
-            self._executor.update_parameters(timeout_min=_YEAR_MINUTES, stderr_to_stdout=True)
-        else:
-            self._executor = _slurm_executor(folder, resources)
+        make = _local_executor if resources.slurm is None else _slurm_executor
+        self._executor: submitit.Executor = make(folder, resources)
         self.stopped = 0
         self.failed: list[Run] = []
 
     def run(self, runs: Sequence[Run]) -> None:
         """Executes the runs; returns when all are over, or when a signal has stopped them."""
-        waiting, running, told = list(runs), {}, False
+        waiting, told = list(runs), False
+        running: dict[int, tuple[Run, submitit.Job]] = {}
         with self._listening():
             while (waiting and not self.stopped) or running:
                 for slot, (run, job) in list(running.items()):
@@ -276,6 +274,12 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _local_executor(folder: Path, resources: Resources) -> submitit.LocalExecutor:
+    executor = submitit.LocalExecutor(folder)
+    executor.update_parameters(timeout_min=_YEAR_MINUTES, stderr_to_stdout=True)
+    return executor
 
 
 def _slurm_executor(folder: Path, resources: Resources) -> submitit.SlurmExecutor:

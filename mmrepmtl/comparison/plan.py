@@ -179,8 +179,8 @@ def write_plan(
         methods=methods,
         seeds=sorted({*(before.get('seeds') or []), *seeds}),
         options=asdict(options),
-        choices=(before.get('choices') or {}) | choices,
-        entries=(before.get('entries') or {}) | entries,
+        choices={**(before.get('choices') or {}), **choices},
+        entries={**(before.get('entries') or {}), **entries},
     )
     with whole_file(work_dir / PLAN) as file:
         file.write((json.dumps(content, indent=1) + '\n').encode())
