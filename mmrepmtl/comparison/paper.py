@@ -85,7 +85,7 @@ def published_rows(benchmark: str, keys: Sequence[str]) -> dict[str, Published]:
     found = {}
     for entry in entries:
         columns = {name: _number(text) for name, text in entry.items() if name not in _NOT_METRICS}
-        metrics = {key: value for key in keys if (value := columns.get(_column(key, columns))) is not None}
+        metrics = {key: value for key in keys if (value := columns.get(_column(key, columns) or '')) is not None}
         found[entry['method'].lower()] = Published(
             entry['method'],
             metrics,

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from scipy.stats import rankdata, t
 
@@ -11,7 +10,8 @@ LEVEL = 0.95
 """Confidence of the intervals, over all methods of a comparison together."""
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """Mean of a number over seeds; ``deviation`` is the sample standard deviation, None for one seed."""
 
     mean: float
@@ -163,9 +163,9 @@ def paired_differences(
         other = dict.fromkeys(own, 0.0) if baseline else deltas[reference]
         found.append(Difference(label, reference, {seed: own[seed] - other[seed] for seed in own if seed in other}))
     tests = {index: _Test(list(entry.values.values())) for index, entry in enumerate(found)}
-    tested = {index: test for index, test in tests.items() if test.usable}
-    adjusted = dict(zip(tested, holm([test.p for test in tested.values()]), strict=True))
-    levels = dict(zip(tested, _levels([test.p for test in tested.values()]), strict=True))
+    tested = {index: test.p for index, test in tests.items() if test.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    levels = dict(zip(tested, _levels(list(tested.values())), strict=True))
     return [
         Difference(
             entry.label,
@@ -182,20 +182,21 @@ def paired_differences(
 
 
 class _Test:
-    """The paired t test of differences against 0."""
+    """The paired t test of differences against 0; without a p-value where nothing can be said."""
 
     def __init__(self, values: list[float]) -> None:
         found = estimate(values) if values else None
         self.mean = found.mean if found else None
+        self.p: float | None = None
         # Equal differences would make any claim certain; more often they say that a seed changed nothing.
-        self.usable = found is not None and found.deviation is not None and found.deviation > 1e-12
-        if self.usable:
-            self.error, self.freedom = found.deviation / math.sqrt(found.count), found.count - 1
-            self.p = float(2 * t.sf(abs(found.mean) / self.error, self.freedom))
+        if found is not None and found.deviation is not None and found.deviation > 1e-12:
+            self._centre, self._error = found.mean, found.deviation / math.sqrt(found.count)
+            self._freedom = found.count - 1
+            self.p = float(2 * t.sf(abs(found.mean) / self._error, self._freedom))
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        half = float(t.isf(alpha / 2, self.freedom)) * self.error
-        return self.mean - half, self.mean + half
+        half = float(t.isf(alpha / 2, self._freedom)) * self._error
+        return self._centre - half, self._centre + half
 
 
 def _levels(p_values: Sequence[float]) -> list[float]:

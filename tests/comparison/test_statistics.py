@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mmrepmtl.comparison.statistics import estimate, holm, mean_ranks, paired_differences
+from mmrepmtl.comparison.statistics import Estimate, estimate, holm, mean_ranks, paired_differences
 
 ALPHA = 0.05
 
@@ -46,7 +46,7 @@ def draw_deltas(start: int, count: int = 5, seeds: int = 4) -> dict[str, dict[in
 def test_an_estimate_has_the_sample_deviation_and_none_for_one_seed():
     found = estimate([1.0, 2.0, 6.0])
     assert found.mean == 3 and found.deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2)) and found.count == 3
-    assert estimate([2.5]) == (2.5, None, 1)
+    assert estimate([2.5]) == Estimate(2.5, None, 1)
     with pytest.raises(ValueError, match='no value'):
         estimate([])
 

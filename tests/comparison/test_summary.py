@@ -41,7 +41,8 @@ def test_metrics_are_means_with_sample_deviations():
     rows = make_rows()
     own = summarize(rows).methods['uw'].metrics['depth/abs_err']
     values = [row.value for row in rows if row.label == 'uw' and row.metric == 'depth/abs_err']
-    assert own == pytest.approx((statistics.fmean(values), statistics.stdev(values), 3))
+    assert (own.mean, own.deviation) == pytest.approx((statistics.fmean(values), statistics.stdev(values)))
+    assert own.count == 3
 
 
 def test_without_single_task_runs_equal_weighting_is_the_baseline():

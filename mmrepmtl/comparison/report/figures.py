@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ def _draw_difference(axis: Axes, row: int, entry: Difference, index: int) -> Non
     if entry.interval is not None and entry.plain is not None:
         artists += axis.plot(entry.interval, [row, row], '-', color=colour, linewidth=1)
         artists += axis.plot(entry.plain, [row, row], '-', color=colour, linewidth=3.5, alpha=0.55)
-    if entry.values:
+    if entry.mean is not None:
         artists += axis.plot(
             list(entry.values.values()), [row + 0.22] * len(entry.values), '.', color=INK, markersize=3, alpha=0.6
         )
@@ -124,7 +125,7 @@ def draw_bars(panels: Mapping[str, Mapping[str, float]], labels: Sequence[str]) 
     left = _room([label for found in panels.values() for label in found])
     figure, axes = _grid(len(panels), (3.7, 0.8 + 0.26 * rows), left=left, columns=len(panels))
     for axis, (title, found) in zip(axes, panels.items(), strict=True):
-        shown = list(reversed(found.items()))
+        shown = list(reversed(list(found.items())))
         for row, (label, value) in enumerate(shown):
             index = labels.index(label)
             (bar,) = axis.barh([row], [value], height=0.7, color=style_of(index)[0])
@@ -184,7 +185,7 @@ def _plain(text: str) -> str:
 def _svg(figure: Figure, what: str) -> str:
     """The figure as an element of the page, small, and with names of its own for what it refers to."""
     figure.patch.set_visible(False)
-    settings = {'svg.fonttype': 'none', 'svg.hashsalt': what, 'path.simplify': True, 'font.family': 'sans-serif'}
+    settings: Any = {'svg.fonttype': 'none', 'svg.hashsalt': what, 'path.simplify': True, 'font.family': 'sans-serif'}
     file = io.StringIO()
     with matplotlib.rc_context(settings):
         figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})

@@ -164,12 +164,12 @@ def _compare_with_published(work_dir: Path, material: Material) -> None:
 
 def _config(work_dir: Path, material: Material) -> Config | None:
     """The config of a finished run, or the one that the results name."""
-    tried = []
+    tried: list[Path] = []
     for label, own in material.summary.methods.items():
         for seed in own.seeds:
             for folder in log_folders(run_folder(work_dir, label, seed), label):
                 tried += sorted(folder.glob('*.py'))[:1]
-    names = list(dict.fromkeys(row.config for row in material.rows))
+    names: list[str | Path] = list(dict.fromkeys(row.config for row in material.rows))
     reason = 'no run names its config'
     for source in [*tried, *names]:
         try:

@@ -122,7 +122,7 @@ def choose_samples(dataset: Any, count: int) -> dict[str, int]:
         count = min(count, len(dataset))
         return {str(index): index for index in [number * len(dataset) // count for number in range(count)]}
     each = -(-count // len(domains))
-    found = {}
+    found: dict[str, int] = {}
     for name, indices in domains.items():
         own = min(each, len(indices))
         numbers = [number * len(indices) // own for number in range(own)]
@@ -143,7 +143,7 @@ def _draw_sample(model: MultiTaskModel, dataset: Any, index: int) -> dict[str, A
     tasks = {}
     # A sample that belongs to one domain shows that domain's task only.
     for task in labelled or list(model.heads):
-        target = model.heads[task].target
+        target = str(model.heads[task].target)
         tasks[task] = _draw_task(sample, task, target, declared[target], size)
     name = Path(str(sample.get('img_path') or '')).name or f'sample {index}'
     return dict(name=name, image=encode(fit(picture, size, smooth=True)), tasks=tasks)
