@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from mmrepmtl.evaluation import delta_p_task
+from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 
 #: Equal weighting of log losses, what Rep-MTL adds its penalty to: the 'none' of the ablation.
 YARDSTICK = 'ew-log'
@@ -64,8 +65,32 @@ class Score(NamedTuple):
         return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else math.nan
 
 
+def counting_metrics(rows: Iterable[ResultRow], yardstick: str = YARDSTICK) -> tuple[list[str], list[str]]:
+    """The metrics that count in Delta p against an entry, on the test split.
+
+    Args:
+        rows: Those of ``results.csv``.
+        yardstick: The label of what is compared with.
+
+    Returns:
+        Those that count, and those that would if the yardstick were above 0 with every seed: there is no relative
+        change from 0.
+
+    Raises:
+        ValueError: None counts.
+    """
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.label == yardstick and row.split == 'test' and counts_in_delta_p(row.metric):
+            values.setdefault(row.metric, []).append(row.value)
+    kept = [metric for metric, own in values.items() if all(0 < value < math.inf for value in own)]
+    if values and not kept:
+        raise ValueError(f'no metric of {yardstick} is above 0 with every seed, so there is no Delta p against it')
+    return kept, [metric for metric in values if metric not in kept]
+
+
 def paired_delta_p(rows: Iterable[ResultRow], label: str, yardstick: str = YARDSTICK) -> dict[int, float]:
-    """Delta p (tasks alike, percent) of one entry against another, seed by seed, on the test split.
+    """Delta p (tasks alike, percent) of one entry against another, seed by seed, by :func:`counting_metrics`.
 
     Args:
         rows: Those of ``results.csv``.
@@ -91,7 +116,8 @@ def paired_delta_p(rows: Iterable[ResultRow], label: str, yardstick: str = YARDS
     seeds = sorted(set(found[label]) & set(found[yardstick]))
     if not seeds:
         raise ValueError(f'{label} and {yardstick} have no seed in common, so they cannot be compared in pairs')
-    return {seed: delta_p_task(found[label][seed], found[yardstick][seed], directions) for seed in seeds}
+    keys = counting_metrics(rows, yardstick)[0]
+    return {seed: delta_p_task(found[label][seed], found[yardstick][seed], directions, keys) for seed in seeds}
 
 
 def ablation_entries(method: str) -> dict[str, str]:

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from mmrepmtl.analysis.sweep_figures import ablation_figure, sensitivity_figure, time_figure
-from mmrepmtl.analysis.sweeps import Score, ablation, ablation_entries, epoch_times, paired_delta_p, sweep
+from mmrepmtl.analysis.sweeps import (
+    Score,
+    ablation,
+    ablation_entries,
+    counting_metrics,
+    epoch_times,
+    paired_delta_p,
+    sweep,
+)
 
 
 def rows(label, values, sweep=None, split='test', seconds=None, method=None):
@@ -50,6 +58,14 @@ def test_numbers_on_validation_data_and_constants_do_not_count():
     others = [*rows('rep-mtl', {0: (99.0, 0.1)}, split='val'), *rows('constant', {None: (1.0, 9.0)})]
     with pytest.raises(ValueError, match='no tested run of rep-mtl, only of ew-log; add it'):
         paired_delta_p([*BASE, *others], 'rep-mtl')
+
+
+def test_a_metric_whose_yardstick_is_zero_with_one_seed_counts_with_none():
+    base = [*rows('ew-log', {0: (50.0, 2.0), 1: (0.0, 1.0)}), *rows('rep-mtl', {0: (99.0, 1.8), 1: (40.0, 0.9)})]
+    assert counting_metrics(base) == (['b/abs_err'], ['a/mIoU'])
+    assert paired_delta_p(base, 'rep-mtl') == {0: pytest.approx(10.0), 1: pytest.approx(10.0)}
+    with pytest.raises(ValueError, match='no metric of ew-log is above 0 with every seed'):
+        counting_metrics(rows('ew-log', {0: (0.0, 0.0)}))
 
 
 def test_runs_without_a_common_seed_are_refused():

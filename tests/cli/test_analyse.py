@@ -27,8 +27,9 @@ def is_picture(file: Path) -> bool:
         return picture.size[0] > 300 and len(picture.convert('L').getcolors(256)) > 10
 
 
-def find(*runs, config=None, every=False):
-    return find_trained(Namespace(runs=[str(run) for run in runs], config=config, trust_checkpoint=False), every)
+def find(*runs, config=None, **options):
+    args = Namespace(runs=[str(run) for run in runs], config=config, trust_checkpoint=False)
+    return find_trained(args, **options)
 
 
 # ---- arguments ----
@@ -57,6 +58,9 @@ def test_models_are_found_by_folder_checkpoint_label_and_comparison(trained, tmp
         ('ew', 'seed_10'),
         ('rep-mtl:lambda_tsr=0.1', 'seed_0'),
     ]
+    shutil.copytree(trained, tmp_path / 'runs' / 'stl' / 'seed_0' / 'depth')
+    assert len(find(tmp_path)) == 3
+    assert [run.label for run in find(tmp_path, single=True)][3:] == ['stl:depth']
     # A '=' in a path that is there is no label.
     assert find(tmp_path / 'runs' / 'rep-mtl:lambda_tsr=0.1' / 'seed_0')[0].label == 'seed_0'
 

@@ -18,6 +18,7 @@ from mmrepmtl.cli.analyses.sweeps import (
     print_scores,
     read_rows,
     run_comparison,
+    say_left_out,
     score_numbers,
     title_of,
 )
@@ -70,8 +71,10 @@ def run(args: argparse.Namespace) -> int:
     status = run_comparison(args, list(dict.fromkeys([args.yardstick, *entries.values()])))
     if status is None:
         return 0
-    scores = ablation(read_rows(args), args.method, args.yardstick)
+    rows = read_rows(args)
+    scores = ablation(rows, args.method, args.yardstick)
     print(f'Delta p against {args.yardstick}, %')
+    say_left_out(rows, args.yardstick)
     print_scores(scores, '%')
     paper = published_ablation(args.folder, args.yardstick)
     if paper:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrepmtl.apis.loading import find_run, load_model
+from mmrepmtl.comparison.results import STL
 from mmrepmtl.utils.device import device_argument
 
 RUN_HELP = (
@@ -52,12 +53,13 @@ def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def find_trained(args: argparse.Namespace, every: bool = False) -> list[Trained]:
+def find_trained(args: argparse.Namespace, every: bool = False, single: bool = False) -> list[Trained]:
     """The models of the command line, in its order.
 
     Args:
         args: With ``runs``, ``config`` and ``trust_checkpoint``.
         every: Take all checkpoints of a work directory in the order of training, instead of the last.
+        single: Take the single-task models of a comparison too.
 
     Raises:
         FileNotFoundError: There is no such folder or checkpoint.
@@ -67,7 +69,7 @@ def find_trained(args: argparse.Namespace, every: bool = False) -> list[Trained]
     for text in args.runs:
         label, path = _split_label(text)
         if (path / 'runs').is_dir():
-            folders = comparison_runs(path)
+            folders = comparison_runs(path, single)
             if not folders:
                 raise ValueError(f'{path}: this comparison has no run with a checkpoint yet')
             for own, folder in folders:
@@ -85,10 +87,16 @@ def _split_label(text: str) -> tuple[str | None, Path]:
     return label, Path(path)
 
 
-def comparison_runs(folder: Path) -> list[tuple[str, Path]]:
-    """(label, folder of the run) of each run of a comparison that has a checkpoint; labels and seeds in their order."""
-    seeds = [path for path in folder.glob('runs/*/seed_*') if any(path.glob('*.pth'))]
-    return [(path.parent.name, path) for path in sorted(seeds, key=lambda path: (path.parent.name, moment_of(path)))]
+def comparison_runs(folder: Path, single: bool) -> list[tuple[str, Path]]:
+    """(label, folder of the run) of each run of a comparison that has a checkpoint, by label and seed.
+
+    The models of the single-task baseline, one for each task, have labels of the form 'stl:TASK'.
+    """
+    found = [(path.parent.name, moment_of(path), path) for path in folder.glob('runs/*/seed_*')]
+    if single:
+        tasks = folder.glob(f'runs/{STL}/seed_*/*')
+        found += [(f'{STL}:{path.name}', moment_of(path.parent), path) for path in tasks]
+    return [(label, path) for label, _, path in sorted(found) if any(path.glob('*.pth'))]
 
 
 def _of_folder(label: str | None, path: Path, args: argparse.Namespace, every: bool) -> list[Trained]:

@@ -23,6 +23,7 @@ from mmrepmtl.cli.analyses.sweeps import (
     print_scores,
     read_rows,
     run_comparison,
+    say_left_out,
     score_numbers,
 )
 from mmrepmtl.comparison.results import Row
@@ -119,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
                 sweeps.setdefault(key, {})[method] = points
     if not sweeps:
         raise ValueError(f'sensitivity: {args.folder} has no sweep of {args.method} with results')
+    say_left_out(rows, args.yardstick)
     for key, own in sweeps.items():
         print(f'{titles.get(key, key)}: Delta p against {args.yardstick}')
         for points in own.values():

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     import_weightwatcher()  # before models are loaded for nothing
     spectra: dict[str, list[Spectrum]] = {}
     details = []
-    for trained in find_trained(args):
+    for trained in find_trained(args, single=True):
         found = spectrum(trained.load(args))
         spectra.setdefault(trained.label, []).append(found)
         details.append(_details(trained, found))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrepmtl.analysis.figures import check_figure_format
-from mmrepmtl.analysis.sweeps import Score
+from mmrepmtl.analysis.sweeps import Score, counting_metrics
 from mmrepmtl.cli import compare
 from mmrepmtl.comparison.plan import read_plan
 from mmrepmtl.comparison.results import RESULTS, Row, read_results
@@ -84,6 +84,13 @@ def score_numbers(score: Score) -> dict[str, Any]:
     """A score for JSON."""
     value = None if math.isnan(score.x) else score.x
     return dict(name=score.name, value=value, mean=score.mean, std=score.std, by_seed=score.by_seed)
+
+
+def say_left_out(rows: Sequence[Row], yardstick: str) -> None:
+    """Prints the metrics that cannot count in Delta p, if there are any."""
+    left_out = counting_metrics(rows, yardstick)[1]
+    if left_out:
+        print(f'without {", ".join(left_out)}: {yardstick} is 0 or not finite there')
 
 
 def print_scores(scores: Sequence[Score], unit: str) -> None:
