@@ -55,7 +55,7 @@ def _draw_norms(axes: Axes, own: Conflict) -> None:
         values = (norm_T / largest).tolist()
         axes.bar(places, values, width * 0.92, color=colour(number), label=f'at {name}')
         for place, value, norm in zip(places, values, norm_T.tolist(), strict=True):
-            axes.text(place, value + 0.02, f'{norm:.2g}', ha='center', fontsize=7, color=INK)
+            axes.text(place, value + 0.02, f'{norm:.2g}', ha='center', fontsize=6, color=INK)
     style(axes, '', '', 'norm / largest')
     axes.set_title('norms of the gradients\n(numbers: the norms)', fontsize=9, color=INK)
     axes.set_xticks(range(len(own.tasks)), own.tasks, fontsize=8)

@@ -6,6 +6,8 @@ above 6 the layer is over-parameterised or barely trained. The fit is that of ``
 Source: Martin and Mahoney, JMLR 2021 (arXiv 1810.01075); Rep-MTL (arXiv 2507.21049), its analysis of NYUv2.
 """
 
+import contextlib
+import io
 import logging
 import math
 import statistics
@@ -79,7 +81,9 @@ def spectrum(model: nn.Module, fit: Fit | None = None) -> Spectrum:
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             continue
         row = rows.get(name)
-        if row is None:
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == module.in_channels > 1:
+            skipped[name] = 'a depthwise convolution, which has one filter per channel and no matrix between channels'
+        elif row is None:
             skipped[name] = f'fewer than {MIN_EIGENVALUES} eigenvalues, or weightwatcher does not know the layer'
         elif not math.isfinite(row['alpha']) or row['alpha'] <= 0:
             skipped[name] = f'no power law could be fitted to its {int(row["num_evals"])} eigenvalues'
@@ -103,7 +107,9 @@ def group_of(model: nn.Module, name: str) -> str:
 def weightwatcher_fit(model: nn.Module) -> list[dict[str, Any]]:
     """weightwatcher's table for a model, one dict for each layer; raises as :func:`import_weightwatcher`."""
     watcher = import_weightwatcher().WeightWatcher(model=model)
-    return watcher.analyze(min_evals=MIN_EIGENVALUES, plot=False).to_dict('records')
+    # It prints 'SMALL N PL FIT' for a short tail; the number of eigenvalues is in the result.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return watcher.analyze(min_evals=MIN_EIGENVALUES, plot=False).to_dict('records')
 
 
 def import_weightwatcher() -> Any:

@@ -106,7 +106,7 @@ def _draw_means(axes: Axes, spectra: Mapping[str, Sequence[Spectrum]]) -> None:
             elinewidth=0.9,
             capsize=3,
         )
-        if len(means) * len(groups) <= 24:
+        if len(means) * len(groups) <= 16:
             for place, f, more in zip(places, found, spread, strict=True):
                 axes.annotate(
                     f'{f["mean"]:.1f}',

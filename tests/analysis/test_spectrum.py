@@ -47,6 +47,13 @@ def test_a_model_of_another_project_is_grouped_by_its_children():
     assert spectrum(model, lambda _: rows).means() == dict(backbone=2.0, decode_head=9.0)
 
 
+def test_a_depthwise_convolution_has_no_matrix():
+    model = nn.Sequential(nn.Conv2d(20, 20, 5, groups=20), nn.Conv2d(20, 20, 1, groups=2))
+    rows = [dict(longname=str(i), alpha=3.0, xmin=1, D=0, num_evals=25) for i in range(2)]
+    found = spectrum(model, lambda _: rows)
+    assert [layer.name for layer in found.layers] == ['1'] and 'depthwise' in found.skipped['0']
+
+
 def test_a_model_without_a_fit_is_refused():
     with pytest.raises(ValueError, match='Sequential has no linear or convolutional layer with a fit'):
         spectrum(nn.Sequential(nn.ReLU()), lambda _: [])
