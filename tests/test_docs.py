@@ -107,10 +107,14 @@ def test_commands_and_their_options_exist(page):
 
 @functools.cache
 def options_of(command: str) -> set[str]:
-    """The options in ``mmrepmtl COMMAND --help``."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
-        importlib.import_module(f'mmrepmtl.cli.{command}').main(['--help'])
-    return set(re.findall(r'(?<![\w-])--[a-z][\w-]*', printed.getvalue()))
+    """The options in ``mmrepmtl COMMAND --help``, and in that of its subcommands."""
+    module = importlib.import_module(f'mmrepmtl.cli.{command}')
+    found: set[str] = set()
+    for words in ([], *([name] for name in getattr(module, 'ANALYSES', ()))):
+        with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+            module.main([*words, '--help'])
+        found |= set(re.findall(r'(?<![\w-])--[a-z][\w-]*', printed.getvalue()))
+    return found
 
 
 @pytest.mark.parametrize('page', PAGES)

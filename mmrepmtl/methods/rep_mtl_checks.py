@@ -72,7 +72,7 @@ class Watch:
         if self._meets is False:
             return
         share_T = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        # Where every saliency is zero nobody owns anything, which is no collapse.
+        # Nobody owns anything if every saliency is zero, which is no collapse.
         self._look_at_entropy(float(entropy) if any(share_T) else 1.0)
         self._look_at_shares(dict(zip(tasks, share_T, strict=True)), remedies)
 

@@ -93,7 +93,7 @@ class ProgressHook(Hook):
 
 
 def _facts(runner: Runner) -> dict[str, str]:
-    """What runs, by a name of each fact."""
+    """The parts of the run, {name: text}."""
     model = runner.model.module if runner.distributed else runner.model
     weights = sum(parameter.numel() for parameter in model.parameters())
     loader, wrapper = runner.train_dataloader, runner.optim_wrapper
