@@ -10,8 +10,7 @@ from mmrepmtl.comparison import choice
 from mmrepmtl.comparison.plan import Options, load_contestants
 from mmrepmtl.comparison.runs import make_runs
 from tests.cli.harness import TINY, inherited
-from tests.comparison.harness import variant
-from tests.comparison.test_results import ROW
+from tests.comparison.harness import ROW, variant
 
 ENTRY = 'rep-mtl:lambda_tsr=0.1|0.9'
 NYUV2 = 'nyuv2/rep-mtl_resnet18-d16_conv_b8-20e_nyuv2-96x128'

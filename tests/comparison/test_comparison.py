@@ -12,8 +12,7 @@ from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Options, write_plan
 from mmrepmtl.comparison.results import read_results, write_results
 from tests.cli.harness import TINY
-from tests.comparison.harness import variant
-from tests.comparison.test_results import ROW
+from tests.comparison.harness import ROW, variant
 
 SHORT = Options(cfg_options=('train_cfg.max_epochs=1',))
 

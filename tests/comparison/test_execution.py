@@ -19,7 +19,7 @@ from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant
 from mmrepmtl.comparison.progress import Progress
 from mmrepmtl.comparison.runs import Run
-from tests.comparison.test_job import TRAINING, wait_for
+from tests.comparison.harness import TRAINING, wait_for
 
 
 def make_run(folder, label, code):

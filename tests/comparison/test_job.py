@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cloudpickle
@@ -14,14 +13,7 @@ import pytest
 from mmrepmtl.comparison import job as job_module
 from mmrepmtl.comparison.job import CHECKPOINT, RunJob, is_free, tail
 from mmrepmtl.comparison.locks import FolderLock
-
-# Ends as a training does that a signal has stopped.
-TRAINING = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (print('checkpoint written', flush=True), sys.exit(143)))
-print('begun', flush=True)
-time.sleep(60)
-"""
+from tests.comparison.harness import TRAINING, wait_for
 
 
 def script(text):
@@ -35,14 +27,6 @@ def spec(folder, *steps, alive=None):
 
 def record(folder):
     return json.loads((folder / 'run.json').read_text())
-
-
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError('it did not happen within 30 s')
 
 
 def test_commands_run_in_turn_and_none_twice(tmp_path):

@@ -12,7 +12,7 @@ from mmrepmtl.comparison.entries import Entry
 from mmrepmtl.comparison.plan import Contestant
 from mmrepmtl.comparison.progress import Progress, duration, fraction
 from mmrepmtl.comparison.runs import Run
-from tests.comparison.test_results import ROW
+from tests.comparison.harness import ROW
 
 
 def make_run(folder, label='ew', seed=0, log='', epochs=10, tasks=('a', 'b'), record=None):

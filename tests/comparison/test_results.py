@@ -5,28 +5,8 @@ import math
 
 import pytest
 
-from mmrepmtl.comparison.results import COLUMNS, Row, read_results, write_results
-
-ROW = Row(
-    label='cagrad:c=0.4,"x"',
-    method='cagrad',
-    seed=0,
-    split='test',
-    metric='semseg/mIoU',
-    value=54.590001,
-    higher_is_better=True,
-    task='semseg',
-    selection='last',
-    config='synth_rooms/quickstart',
-    config_hash='abc',
-    commit='unknown',
-    versions='{"torch": "2.9"}',
-    step_seconds=0.25,
-    peak_memory_mib=None,
-    train_seconds=12.0,
-    finished='2026-11-27T20:00:00+00:00',
-    sweep='{"c": 0.4}',
-)
+from mmrepmtl.comparison.results import COLUMNS, read_results, write_results
+from tests.comparison.harness import ROW
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):
