@@ -32,10 +32,9 @@ def execute(folder, runs, resources=None, **more):
     """Executes runs; gives what was said, the labels that finished and those that did not."""
     stream, finished, lock = io.StringIO(), [], FolderLock(folder)
     progress = Progress(runs, 0, 1, list, stream)
-    execution = Execution(
-        folder, lock, resources or Resources(2, ('',), 1), lambda run: None, finished.append, progress, **more
-    )
     try:
+        given = resources or Resources(2, ('',), 1)
+        execution = Execution(folder, lock, given, lambda run: None, finished.append, progress, **more)
         execution.run(runs)
     finally:
         lock.release()
