@@ -211,7 +211,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Any:
-        iterator = self._iterator or self._begin(0)
+        iterator = self._begin(0) if self._iterator is None else self._iterator  # a stream's has no length, so no truth
         try:
             return next(iterator)
         except StopIteration:

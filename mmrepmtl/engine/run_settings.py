@@ -32,7 +32,16 @@ SECTIONS = (
     'model_wrapper_cfg',
 )
 # Hooks that change no trained number.
-PASSIVE_HOOKS = ('ResumeHook', 'InterruptHook', 'MetricsFileHook', 'SelectionHook')
+PASSIVE_HOOKS = (
+    'InterruptHook',
+    'LogHistoryHook',
+    'MetricsFileHook',
+    'ProgressHook',
+    'RanksHook',
+    'ResumeHook',
+    'SelectionHook',
+    'TaskGradientsHook',
+)
 # Settings that change no trained number: speed, the log, and the weights that a resumed run replaces anyway.
 WITHOUT_EFFECT = (
     'pin_memory',

@@ -78,6 +78,7 @@ class TaskGradientsHook(Hook):
 
     def _measure(self, model: nn.Module, args: Any, outputs: Any) -> None:
         capture, runner = self._capture, self._runner
+        self._remove()  # the method may repeat the forward pass after its step, which is not to be measured
         # Without losses, or without Z, the optim wrapper says what is wrong.
         if capture is None or not capture.fired or not isinstance(outputs, Mapping):
             return
