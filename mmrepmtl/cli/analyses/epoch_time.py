@@ -1,7 +1,8 @@
 """Draws the training time per epoch of all methods, from a comparison; with --config it runs the comparison first.
 
 The time is that of whole trainings: the start, data, validations and checkpoints are in it; the median time of a step
-is printed beside it. Compare times only of runs that had the machine to themselves. What follows -- goes to `mmrepmtl compare`.
+is printed beside it. Compare times only of runs that had the machine to themselves. What follows -- goes to
+`mmrepmtl compare`.
 
     mmrepmtl analyse time work_dirs/times --config CONFIG --seeds 1 -- --cfg-options train_cfg.max_epochs=2
     mmrepmtl analyse time work_dirs/times
