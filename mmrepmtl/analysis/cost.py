@@ -113,6 +113,8 @@ def count_passes(
     gradients combined at the parameters, T tasks              3 F_h + (1 + 2 T) F_e
     Rep-MTL                                                    3 F_h more
     Rep-MTL with an aggregator: a backward of the penalty      5 F_h + 2 F_e more
+    Rep-MTL through the representation                         4 F_h more
+    Rep-MTL through the representation, with an aggregator     4 F_h + 2 F_e more
     a second look at the losses after the step                 F_h + F_e more
     n micro-batches per step                                   n times all that
     =========================================================  =========================
@@ -133,14 +135,16 @@ def count_passes(
     if aggregator is not None and aggregator.level == 'parameter' and not own_samples:
         encoder = 1 + 2 * num_tasks
     for regularizer in regularizers:
-        if not isinstance(regularizer, RepMTL) or (regularizer.interval, regularizer.through) != (1, 'all'):
-            raise ValueError(
-                f"the cost of {regularizer} is not known, only that of RepMTL with interval=1 and through='all'"
-            )
-    if regularizers:
-        heads += 3
+        if not isinstance(regularizer, RepMTL) or regularizer.interval != 1:
+            raise ValueError(f'the cost of {regularizer} is not known, only that of RepMTL with interval=1')
+        if regularizer.through == 'all':
+            heads += 3
+            if aggregator is not None:
+                heads += 2
+        else:
+            heads += 4
         if aggregator is not None:
-            heads, encoder = heads + 2, encoder + 2
+            encoder += 2
     if weighting is not None and weighting.second_look:
         heads, encoder = heads + 1, encoder + 1
     return Passes(heads * num_batches, encoder * num_batches)

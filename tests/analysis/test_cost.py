@@ -76,6 +76,8 @@ def test_other_models_and_sizes_are_refused():
         ((EqualWeighting(), PCGrad(), ()), (3, 7)),
         ((EqualWeighting(), None, [RepMTL()]), (6, 3)),
         ((EqualWeighting(), PCGrad(), [RepMTL()]), (8, 9)),
+        ((EqualWeighting(), None, [RepMTL(through='representation')]), (7, 3)),
+        ((EqualWeighting(), PCGrad(), [RepMTL(through='representation')]), (7, 9)),
     ],
 )
 def test_passes_of_a_step(parts, expected):

@@ -243,7 +243,8 @@ def test_time_draws_methods_and_leaves_out_values_of_sweeps(tmp_path, capsys):
     assert analyse.main(['time', str(tmp_path)]) == 0
     scores = numbers(tmp_path / 'time.png')['scores']
     assert [(score['name'], score['mean']) for score in scores] == [('ew', 1.0), ('ew-log', 2.0), ('rep-mtl', 5.0)]
-    assert 'rep-mtl      5.00   5.00 x ew  2 seed(s)' in capsys.readouterr().out
+    assert 'rep-mtl      5.00   5.00 x ew  2 seed(s)  0.1 s per step' in capsys.readouterr().out
+    assert numbers(tmp_path / 'time.png')['step_seconds']['ew'] == pytest.approx(0.1)
     analyse.main(['time', str(tmp_path), '--methods', 'rep-mtl:lambda_csa=0', '--out', str(tmp_path / 'b.png')])
     assert [score['name'] for score in numbers(tmp_path / 'b.png')['scores']] == ['rep-mtl:lambda_csa=0']
 

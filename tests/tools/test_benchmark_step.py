@@ -174,11 +174,15 @@ def test_all_is_every_overlay_but_stl_and_each_makes_a_step(tool, steps, make):
         ('sdmgrad', (9, 21)),
         ('autojac:pcgrad', (3, 7)),
         ('pcgrad + RepMTL', (8, 9)),
+        ('ew + RepMTL through Z', (7, 3)),
+        ('pcgrad + RepMTL through Z', (7, 9)),
     ],
 )
 def test_the_counted_cost_is_that_of_the_operations_made(steps, make, tmp_path, method, counted):
-    if method.endswith('RepMTL'):
-        method = variant(steps, tmp_path, 'pcgrad', regularizers=[dict(type='RepMTL')])
+    name, plus, regularizer = method.partition(' + ')
+    if plus:
+        through = 'representation' if regularizer.endswith('Z') else 'all'
+        method = variant(steps, tmp_path, name, regularizers=[dict(type='RepMTL', through=through)])
     contestant = make(method)
     contestant.run()
     passes = {name: flops(run) for name, run in make.passes().items()}
@@ -210,10 +214,9 @@ def test_a_method_without_a_comparable_step_is_named(run, method, message):
         run('--methods', method)
 
 
-@pytest.mark.parametrize('settings', [dict(interval=2), dict(through='representation')])
-def test_a_regulariser_of_unknown_cost_is_refused(steps, make, tmp_path, settings):
-    path = variant(steps, tmp_path, 'rep-mtl', regularizers=[dict(type='RepMTL', **settings)])
-    with pytest.raises(ValueError, match="interval=1 and through='all'"):
+def test_a_regulariser_of_unknown_cost_is_refused(steps, make, tmp_path):
+    path = variant(steps, tmp_path, 'rep-mtl', regularizers=[dict(type='RepMTL', interval=2)])
+    with pytest.raises(ValueError, match='only that of RepMTL with interval=1'):
         make(path)
 
 

@@ -11,6 +11,7 @@ The counted cost is in units of F_e and F_h, the forward passes of the encoder a
     gradients combined at the parameters, T tasks                      3 F_h + (1 + 2 T) F_e
     Rep-MTL                                                            3 F_h more
     Rep-MTL with an aggregator: its penalty has its own backward       5 F_h + 2 F_e more
+    Rep-MTL through='representation', without or with an aggregator    4 F_h, or 4 F_h + 2 F_e more
     a second look at the losses after the step (famo)                  F_h + F_e more
     n micro-batches per step (sdmgrad: 3)                              n times all that
 

@@ -1,7 +1,8 @@
 """Draws the training time per epoch of all methods, from a comparison; with --config it runs the comparison first.
 
-The time is that of whole trainings: data, validations and checkpoints are in it. Compare times only of runs that had
-the machine to themselves. What follows -- goes to `mmrepmtl compare`.
+The time is that of whole trainings: the start, data, validations and checkpoints are in it; the median time of a step
+is printed beside it. Compare times only of runs that had the machine to themselves. What follows -- goes to
+`mmrepmtl compare`.
 
     mmrepmtl analyse time work_dirs/times --config CONFIG --seeds 1 -- --cfg-options train_cfg.max_epochs=2
     mmrepmtl analyse time work_dirs/times
@@ -9,7 +10,8 @@ the machine to themselves. What follows -- goes to `mmrepmtl compare`.
 
 import argparse
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmrepmtl.analysis.figures import write_figure, write_numbers
@@ -26,6 +28,7 @@ from mmrepmtl.cli.analyses.sweeps import (
     score_numbers,
     title_of,
 )
+from mmrepmtl.comparison.results import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,21 +51,33 @@ def run(args: argparse.Namespace) -> int:
     # The values of a sweep take the time of their method.
     rows = [row for row in rows if (row.label in args.methods if args.methods else json.loads(row.sweep) == {})]
     scores = epoch_times(rows, epochs_of(Path(args.folder)))
-    print_times(scores, args.reference)
+    steps = step_times(rows)
+    print_times(scores, args.reference, steps)
     machines = machines_of(rows)
     if len(machines) > 1:
         print(f'the runs were made on different machines ({"; ".join(sorted(machines))}): times cannot be compared')
     write_figure(time_figure(scores, title_of(args), args.reference), out)
     numbers = dict(unit='seconds per epoch', machines=sorted(machines), scores=[score_numbers(s) for s in scores])
+    numbers['step_seconds'] = steps
     print(f'time: {out}, {write_numbers(out, numbers)}')
     return status
 
 
-def print_times(scores: Sequence[Score], reference: str) -> None:
-    """Prints seconds per epoch and the ratio to the reference, if that is there."""
+def step_times(rows: Sequence[Row]) -> dict[str, float]:
+    """{label: seconds of a training step, the median of each run, mean over runs} of the runs whose log says so."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.seed is not None and row.step_seconds:
+            found.setdefault(row.label, {})[row.seed] = row.step_seconds
+    return {label: statistics.fmean(own.values()) for label, own in found.items()}
+
+
+def print_times(scores: Sequence[Score], reference: str, steps: Mapping[str, float]) -> None:
+    """Prints seconds per epoch, the ratio to the reference, if that is there, and seconds per step."""
     base = next((score.mean for score in scores if score.name == reference), None)
     width = max(len(score.name) for score in scores)
     print('training time per epoch, s')
     for score in scores:
         ratio = f'  {score.mean / base:5.2f} x {reference}' if base else ''
-        print(f'  {score.name:{width}}  {score.mean:8.2f}{ratio}  {len(score.by_seed)} seed(s)')
+        step = f'  {steps[score.name]:.3g} s per step' if score.name in steps else ''
+        print(f'  {score.name:{width}}  {score.mean:8.2f}{ratio}  {len(score.by_seed)} seed(s){step}')
