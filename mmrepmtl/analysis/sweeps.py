@@ -17,7 +17,7 @@ YARDSTICK = 'ew-log'
 
 
 class ResultRow(Protocol):
-    """One metric of one run; ``mmrepmtl.comparison.results.Row`` is one."""
+    """One metric of one run; ``mmrepmtl.comparison.results_file.Row`` is one."""
 
     @property
     def label(self) -> str: ...

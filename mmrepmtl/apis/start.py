@@ -70,12 +70,12 @@ def prepare_start(cfg: Config, trust_checkpoint: bool = False) -> list[str]:
     if start is not None:
         checkpoint = load_checkpoint(start, trust=trust_checkpoint)
         check_complete(checkpoint, start)
-        return _take_over(cfg, checkpoint) + _go_on_from(cfg, Path(start), trust_checkpoint)
+        return _restore_settings(cfg, checkpoint) + _go_on_from(cfg, Path(start), trust_checkpoint)
     notes: list[str] = []
     found = find_whole(cfg, trust_checkpoint, notes)
     if found is not None:
         cfg.load_from = str(found.path)
-        notes += _take_over(cfg, load_checkpoint(found.path, trust=trust_checkpoint))
+        notes += _restore_settings(cfg, load_checkpoint(found.path, trust=trust_checkpoint))
         reason = f'this one goes on from iteration {found.iterations}'
         return notes + _set_aside(cfg, _later_results(cfg, found), reason, copied=_histories(cfg))
     cfg.resume, cfg.load_from = False, cfg.get(NEW_RUN_FROM)
@@ -90,12 +90,12 @@ def _check_weights(start: str | None, trust: bool) -> None:
         load_checkpoint(start, trust=trust)
 
 
-def _take_over(cfg: Config, checkpoint: Mapping) -> list[str]:
+def _restore_settings(cfg: Config, checkpoint: Mapping) -> list[str]:
     """Puts into the config what objects must be built with to go on: the run's seed, the order of its tasks."""
-    return _take_seed(cfg, checkpoint['meta'].get('seed')) + _take_order(cfg, checkpoint)
+    return _restore_seed(cfg, checkpoint['meta'].get('seed')) + _restore_order(cfg, checkpoint)
 
 
-def _take_seed(cfg: Config, new: Any) -> list[str]:
+def _restore_seed(cfg: Config, new: Any) -> list[str]:
     old = (cfg.get('randomness') or {}).get('seed')
     if isinstance(new, bool) or not isinstance(new, int) or old == new:
         return []
@@ -107,7 +107,7 @@ def _take_seed(cfg: Config, new: Any) -> list[str]:
     return [seed_sentence(old, new)]
 
 
-def _take_order(cfg: Config, checkpoint: Mapping) -> list[str]:
+def _restore_order(cfg: Config, checkpoint: Mapping) -> list[str]:
     """A config that mmengine has written is sorted: heads in another order would get the optimizer state of others."""
     notes = []
     heads, wrapper = (cfg.get('model') or {}).get('heads'), cfg.get('optim_wrapper') or {}

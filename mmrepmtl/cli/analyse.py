@@ -19,11 +19,12 @@ ANALYSES = {
     'sensitivity': (sensitivity, 'Delta p over values of lambda, temperature, learning rate, ...'),
     'time': (epoch_time, 'training time per epoch of all methods'),
 }
-#: Those that can run a comparison, which what follows -- is for.
+#: Analyses that can run a comparison; arguments behind -- go to it.
 COMPARING = ('ablation', 'sensitivity', 'time')
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='analysis', required=True, metavar='ANALYSIS')
     for name, (module, line) in ANALYSES.items():

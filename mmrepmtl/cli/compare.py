@@ -1,17 +1,18 @@
 """Compares methods over seeds: trains and tests what is missing, then writes results.csv, a table and a report."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from mmrepmtl.cli.arguments import add_config
 from mmrepmtl.comparison.comparison import Comparison
 from mmrepmtl.comparison.plan import Options
 from mmrepmtl.utils.command import in_one_line
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
-    parser.add_argument('config', help='a config file, or the name of one of this package (FOLDER/NAME)')
+    add_config(parser)
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -68,7 +69,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(*comparison.plan_lines(), sep='\n')
         return 0
     return comparison.run(args.jobs, args.device, args.slurm, args.slurm_options)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

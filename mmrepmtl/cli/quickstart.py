@@ -13,6 +13,7 @@ CONFIG = 'synth_rooms/quickstart'
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Reads ``argv``, or the arguments of the process; ``prog`` is the name of the command in messages."""
     parser = argparse.ArgumentParser(prog, description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/quickstart')
     parser.add_argument('--method', help='another method, for example ew-log; `mmrepmtl methods` lists them')

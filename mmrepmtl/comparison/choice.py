@@ -8,7 +8,7 @@ from typing import Any
 from mmrepmtl.apis.select_checkpoint import validates_on_test_set
 from mmrepmtl.comparison.entries import Entry
 from mmrepmtl.comparison.plan import Contestant, Options, load_contestant, load_entry
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 from mmrepmtl.datasets import NYUv2Dataset
 from mmrepmtl.evaluation import delta_p_task
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p

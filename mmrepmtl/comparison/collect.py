@@ -15,7 +15,7 @@ import torch
 from mmrepmtl.apis.config_file import PACKAGE
 from mmrepmtl.apis.evaluate import GIVEN_CHECKPOINT
 from mmrepmtl.comparison.entries import sweep_text
-from mmrepmtl.comparison.results import CONSTANT, STL, Row
+from mmrepmtl.comparison.results_file import CONSTANT, STL, Row
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.evaluation import higher_is_better, load_results

@@ -16,9 +16,9 @@ from mmrepmtl.comparison.entries import parse_options
 from mmrepmtl.comparison.execution import Execution, share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant, Options
-from mmrepmtl.comparison.progress import Progress
 from mmrepmtl.comparison.report import write_reports
-from mmrepmtl.comparison.results import CONSTANT, RESULTS, Row, read_results, write_results
+from mmrepmtl.comparison.results_file import CONSTANT, RESULTS, Row, read_results, write_results
+from mmrepmtl.comparison.run_progress import Progress
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.utils.files import whole_file
 from mmrepmtl.utils.folders import check_writable

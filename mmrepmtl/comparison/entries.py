@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 
 from mmrepmtl.apis.config import available_methods
 from mmrepmtl.apis.config_file import find_config
-from mmrepmtl.comparison.results import CONSTANT, STL
+from mmrepmtl.comparison.results_file import CONSTANT, STL
 from mmrepmtl.registry import AGGREGATORS, OPTIM_WRAPPERS, REGULARIZERS, WEIGHTINGS
 from mmrepmtl.utils.config_types import find_type
 

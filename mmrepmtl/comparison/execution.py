@@ -18,7 +18,7 @@ from mmrepmtl.comparison import job as job_module
 from mmrepmtl.comparison.collect import commit, cores, device_name, versions
 from mmrepmtl.comparison.job import LOG, RunJob, tail
 from mmrepmtl.comparison.locks import FolderLock
-from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.run_progress import Progress
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.utils.files import whole_file
 

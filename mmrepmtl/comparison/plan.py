@@ -13,7 +13,7 @@ from mmrepmtl.apis.select_checkpoint import apply_selection
 from mmrepmtl.apis.splits import check_split
 from mmrepmtl.apis.train import check_training, single_task_config
 from mmrepmtl.comparison.entries import Entry, parse_entries, parse_options, resolve_options
-from mmrepmtl.comparison.results import STL
+from mmrepmtl.comparison.results_file import STL
 from mmrepmtl.comparison.settings import settings_hash, settings_of
 from mmrepmtl.engine import MultiTaskOptimWrapper
 from mmrepmtl.registry import OPTIM_WRAPPERS

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrepmtl.comparison.job import CHECKPOINT, CLAIM, LAST_CHECKPOINT, RECORD, is_free
 from mmrepmtl.comparison.plan import Contestant, Options, selection_metric
-from mmrepmtl.comparison.results import STL, Row
+from mmrepmtl.comparison.results_file import STL, Row
 from mmrepmtl.comparison.settings import differences
 from mmrepmtl.engine.hooks.metrics_file import METRICS_FILE
 from mmrepmtl.engine.hooks.selection import BEST_CHECKPOINT

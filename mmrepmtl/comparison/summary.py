@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mmrepmtl.comparison.results import CONSTANT, STL, Row
+from mmrepmtl.comparison.results_file import CONSTANT, STL, Row
 from mmrepmtl.comparison.statistics import Difference, Estimate, estimate, mean_ranks, paired_differences
 from mmrepmtl.evaluation import delta_p
 from mmrepmtl.evaluation.metric_table import counts_in_delta_p

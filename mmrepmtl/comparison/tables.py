@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mmrepmtl.comparison.results import CONSTANT, STL
+from mmrepmtl.comparison.results_file import CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL, Estimate
 from mmrepmtl.comparison.summary import Summary
 from mmrepmtl.evaluation.metric_table import AVERAGE

@@ -95,7 +95,7 @@ def check_same_run(saved: State | None, signature: State, force: bool) -> bool:
     else:
         try:
             old, world_size = dict(json.loads(saved['signature'])), saved['world_size']
-            # A younger argument of a regulariser has a default that is what the regulariser did before.
+            # A newer argument of a regulariser has a default that is what the regulariser did before.
             old['regularizers'] = [_with_defaults(regularizer, REGULARIZERS) for regularizer in old['regularizers']]
         except (KeyError, TypeError, ValueError) as error:
             raise OtherRun(f'MultiTaskOptimWrapper: multi_task of the checkpoint is damaged ({error!r})') from None

@@ -18,7 +18,7 @@ Totals = dict[str, Tensor]
 """Additive statistics by name: int64 or float64 tensors. ``count`` is the number of valid elements."""
 
 SampleKey = tuple[int, str | None]
-"""What identifies a sample: its index and, as joined data sets repeat indices, its image's path."""
+"""Identifies a sample: its index and, as joined data sets repeat indices, its image's path."""
 
 
 def padding_ranks(keys: Sequence[Sequence[SampleKey]]) -> set[int]:

@@ -14,7 +14,7 @@ from mmrepmtl.cli import analyse, compare
 from mmrepmtl.cli.analyses.ablation import published_ablation
 from mmrepmtl.cli.analyses.batches import parse_batches
 from mmrepmtl.cli.analyses.runs import checkpoints_in_order, find_trained
-from mmrepmtl.comparison.results import Row, write_results
+from mmrepmtl.comparison.results_file import Row, write_results
 from tests.tools.harness import TINY
 
 

@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmrepmtl.apis import load_config
 from mmrepmtl.apis.train import single_task_config
 from mmrepmtl.comparison.report.history import run_folder
-from mmrepmtl.comparison.results import write_results
+from mmrepmtl.comparison.results_file import write_results
 from mmrepmtl.evaluation import save_results
 from mmrepmtl.registry import MODELS
 from tests.comparison.numbers import make_rows
@@ -21,7 +21,7 @@ LABELS = ('stl', 'ew', 'ew-log', 'rep-mtl')
 
 
 def train_line(label: str, seed: int, step: int) -> dict[str, float]:
-    """What the log says of one iteration."""
+    """The line of the log about one iteration."""
     shift = 1 + LABELS.index(label) + 10 * seed
     line = dict(lr=0.001, time=0.1, data_time=0.01, loss=3.0, epoch=1 + step // 10, iter=step, step=step)
     if label == 'stl':

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 from tests.cli.harness import TINY
 
 ROW = Row(

@@ -2,7 +2,7 @@
 
 import random
 
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 
 #: {metric: (value of the single-task baseline, whether higher is better)}, in the range of NYUv2's.
 METRICS = {

@@ -1,4 +1,4 @@
-"""What is read off the folder of a run: its numbers, its times, its memory."""
+"""Facts read off the folder of a run: its numbers, its times, its memory."""
 
 import json
 import subprocess

@@ -10,7 +10,7 @@ from mmrepmtl.comparison.comparison import Comparison, check_seeds
 from mmrepmtl.comparison.execution import share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Options, write_plan
-from mmrepmtl.comparison.results import read_results, write_results
+from mmrepmtl.comparison.results_file import read_results, write_results
 from tests.cli.harness import TINY
 from tests.comparison.harness import ROW, variant
 

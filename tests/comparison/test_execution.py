@@ -17,7 +17,7 @@ from mmrepmtl.comparison.entries import Entry
 from mmrepmtl.comparison.execution import Execution, Resources
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Contestant
-from mmrepmtl.comparison.progress import Progress
+from mmrepmtl.comparison.run_progress import Progress
 from mmrepmtl.comparison.runs import Run
 from tests.comparison.harness import TRAINING, wait_for
 

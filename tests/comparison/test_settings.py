@@ -1,4 +1,4 @@
-"""What counts as another config, and what does not."""
+"""Settings that make another config, and settings that do not."""
 
 import pytest
 

@@ -59,7 +59,7 @@ class Watched:
 
 
 def trace(rank, name):
-    """What the backward of the second step does: ('grad', 0), ('wait', 0), ('reduce' or 'start', elements)."""
+    """The acts of the backward of the second step: ('grad', 0), ('wait', 0), ('reduce' or 'start', elements)."""
     model, events = make_model(cls=SizedModel), []
     wrapped, wrapper = MMDistributedDataParallel(model), wrapper_of(model, name, dict(diagnostics_interval=0))
     wrapped.train_step(split(make_batch(WHOLE), SIZES)[rank], wrapper)

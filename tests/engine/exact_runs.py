@@ -119,7 +119,7 @@ def merged(config: dict, changes: dict) -> dict:
 
 
 class Stop(BaseException):
-    """What ends a run in the middle, as a kill does."""
+    """Ends a run in the middle, as a kill does."""
 
 
 class StopHook(Hook):
@@ -166,7 +166,7 @@ run.count = 0
 
 
 def differences(path: Path, other: Path) -> list[str]:
-    """Where two checkpoints differ, times and configs left out."""
+    """The places where two checkpoints differ, times and configs left out."""
     one, two = load_checkpoint(path), load_checkpoint(other)
     for checkpoint in (one, two):
         meta = checkpoint.pop('meta')

@@ -1,4 +1,4 @@
-"""What TaskGradientsHook logs in a training of a few steps."""
+"""The log of TaskGradientsHook in a training of a few steps."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from tests.engine.toy import make_batch
 
 
 def train(model, wrapper, hook, steps=3, batch=make_batch) -> list[dict[str, float]]:
-    """What the message hub holds of the gradients after each step."""
+    """The gradients in the message hub after each step."""
     hub = MessageHub.get_instance('task_gradients')
     hub.log_scalars.clear()
     runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0, message_hub=hub)

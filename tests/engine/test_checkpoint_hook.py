@@ -29,7 +29,7 @@ def run(cfg) -> Runner:
 
 @pytest.fixture
 def events(monkeypatch):
-    """What is renamed into place and deleted, in order."""
+    """The files that are renamed into place and deleted, in order."""
     log = []
     replace, remove = os.replace, os.remove
 

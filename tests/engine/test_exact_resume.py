@@ -204,7 +204,7 @@ def test_the_last_checkpoint_is_what_the_last_validation_evaluated(tmp_path, pri
 
 
 def evaluated(checkpoint, folder) -> dict:
-    """What a validation of the weights of a file gives."""
+    """The metrics of a validation of the weights of a file."""
     config = toy_config(folder, custom_hooks=[dict(type='MetricsFileHook')])
     run.count += 1
     runner = Runner(experiment_name=f'evaluated_{run.count}', **config)

@@ -140,7 +140,7 @@ def recomputed(where, reentrant):
 @pytest.mark.parametrize('where', ['head', 'encoder', 'all of the encoder'])
 @pytest.mark.parametrize('settings', SETTINGS)
 def test_reentrant_checkpointing_is_refused_or_right(settings, where):
-    """Where the input needs no gradient it silently cuts all of the encoder off."""
+    """Silently cuts all of the encoder off if the input needs no gradient."""
     batch, expected = make_batch(), make_model()
     run(expected, wrap(expected, **SETTINGS[settings]), [batch])
     model = make_model(cls=recomputed(where, False))

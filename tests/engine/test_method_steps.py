@@ -1,4 +1,4 @@
-"""What the trainer makes of a method is what the method says outside any trainer."""
+"""The trainer makes of a method what the method says outside any trainer."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_five_steps_equal_the_method_called_by_hand(name, accumulation):
     run(model, wrapper, batches)
     for i in range(0, len(batches), size):
         loop.step(batches[i : i + size])
-    # What a method learns is float32.
+    # Learned weights are float32.
     assert max_difference(model, other) < (1e-6 if wrapper.weighting.learned() else 1e-10)
     assert max_difference(model, make_model(cls=Masked)) > 1e-4
 

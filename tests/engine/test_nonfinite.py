@@ -60,7 +60,7 @@ def test_a_gradient_that_is_not_finite_is_named_or_skipped(name, where):
     model.where = where
     wrapper = wrap(model, **ready(name))
     run(model, wrapper, [make_batch()])
-    # Of a gradient that is lost on its way through the shared encoder no single task can be told.
+    # No single task can be named for a gradient that is lost on its way through the shared encoder.
     known = where == 'head' or wrapper.aggregator is not None
     tasks = "task 'b'" if known else r"tasks \['a', 'b', 'c'\]"
     with pytest.raises(FloatingPointError, match=f'the gradient of {tasks} is not finite in iteration 1'):

@@ -1,4 +1,4 @@
-"""What the trainer asks of a regulariser, and what it says about one that is not as declared."""
+"""The trainer's demands on a regulariser, and its words about one that is not as declared."""
 
 import dataclasses
 

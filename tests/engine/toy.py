@@ -163,7 +163,7 @@ class Poisoned(torch.autograd.Function):
 
 
 class BadGradient(ToyModel):
-    """Where c begins with 7, the gradient of head b's bias (``where='head'``) or of task b at Z is not finite."""
+    """If c begins with 7, the gradient of head b's bias (``where='head'``) or of task b at Z is not finite."""
 
     where = 'head'
 

@@ -109,7 +109,7 @@ def test_a_new_kind_is_listed_with_every_place_to_fill(everything) -> None:
 
 
 SWITCHES = {
-    # What only these kinds have: the unit of depth, its inverse, class names and colours, the ball of normals.
+    # Only these kinds have them: the unit of depth, its inverse, class names and colours, the ball of normals.
     'inspection/dataset_check.py',
     'demo/prediction_panels.py',
     'deployment/graph.py',

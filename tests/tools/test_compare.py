@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from mmrepmtl.comparison.results import read_results
+from mmrepmtl.comparison.results_file import read_results
 from tests.tools.harness import ROOT, TINY, python
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a person sees of a loop, on a terminal and elsewhere, by a clock that the test turns."""
+"""The screen of a person during a loop, on a terminal and elsewhere, by a clock that the test turns."""
 
 import io
 
@@ -19,7 +19,7 @@ class Screen(io.StringIO):
 
 
 def shown(terminal: bool, total: int, seconds: float, start: int = 0, **arguments) -> list[str]:
-    """What a loop shows whose steps take ``seconds`` each; on a terminal what stood in the line one after another."""
+    """The output of a loop whose steps take ``seconds`` each; on a terminal the texts of its line in turn."""
     screen, now = Screen(terminal), [0.0]
     progress = Progress('training', total, start, stream=screen, clock=lambda: now[0], **arguments)
     for done in range(start + 1, (total or 4) + 1):

@@ -22,9 +22,9 @@ from mmrepmtl.cli.analyses.sweeps import (
     score_numbers,
     title_of,
 )
-from mmrepmtl.comparison.paper import benchmark_of, published_rows
+from mmrepmtl.comparison.paper_rows import benchmark_of, published_rows
 from mmrepmtl.comparison.plan import read_plan
-from mmrepmtl.comparison.results import STL
+from mmrepmtl.comparison.results_file import STL
 
 
 def published_ablation(folder: str, yardstick: str) -> dict[str, float]:

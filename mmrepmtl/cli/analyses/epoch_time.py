@@ -28,7 +28,7 @@ from mmrepmtl.cli.analyses.sweeps import (
     score_numbers,
     title_of,
 )
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

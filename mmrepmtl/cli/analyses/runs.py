@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmrepmtl.apis.loading import find_run, load_model
-from mmrepmtl.comparison.results import STL
+from mmrepmtl.comparison.results_file import STL
 from mmrepmtl.utils.device import device_argument
 
 RUN_HELP = (

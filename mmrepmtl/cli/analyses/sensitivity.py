@@ -26,7 +26,7 @@ from mmrepmtl.cli.analyses.sweeps import (
     say_left_out,
     score_numbers,
 )
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 
 
 class Parameter(NamedTuple):

@@ -12,7 +12,7 @@ from mmrepmtl.analysis.figures import check_figure_format
 from mmrepmtl.analysis.sweeps import Score, counting_metrics
 from mmrepmtl.cli import compare
 from mmrepmtl.comparison.plan import read_plan
-from mmrepmtl.comparison.results import RESULTS, Row, read_results
+from mmrepmtl.comparison.results_file import RESULTS, Row, read_results
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser, name: str) -> None:

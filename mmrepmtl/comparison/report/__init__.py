@@ -6,7 +6,7 @@ from pathlib import Path
 from mmrepmtl.comparison.report.gather import gather
 from mmrepmtl.comparison.report.page import render
 from mmrepmtl.comparison.report.published import published_lines
-from mmrepmtl.comparison.results import Row
+from mmrepmtl.comparison.results_file import Row
 from mmrepmtl.comparison.tables import latex_table, markdown_table
 from mmrepmtl.utils.files import whole_file
 

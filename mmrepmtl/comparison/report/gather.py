@@ -12,10 +12,10 @@ from mmengine.logging import print_log
 
 from mmrepmtl.apis import get_config
 from mmrepmtl.apis.config_file import read_config
-from mmrepmtl.comparison.paper import Fact, Published, benchmark_of, published_row, published_rows, setup_facts
+from mmrepmtl.comparison.paper_rows import Fact, Published, benchmark_of, published_row, published_rows, setup_facts
 from mmrepmtl.comparison.report.history import History, log_folders, read_history, run_folder
 from mmrepmtl.comparison.report.pictures import SAMPLES, Drawn, NotDrawn, draw_run
-from mmrepmtl.comparison.results import CONSTANT, Row
+from mmrepmtl.comparison.results_file import CONSTANT, Row
 from mmrepmtl.comparison.summary import Summary, summarize
 
 PLAN = 'comparison.json'

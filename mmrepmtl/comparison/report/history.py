@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmrepmtl.comparison.results import STL
+from mmrepmtl.comparison.results_file import STL
 
 RUNS = 'runs'
 #: Longer curves are thinned to so many points, each the mean of its neighbours.

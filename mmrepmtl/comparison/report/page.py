@@ -7,7 +7,7 @@ from mmrepmtl.comparison.report import sections
 from mmrepmtl.comparison.report.assets import CSS, JS
 from mmrepmtl.comparison.report.figures import style_of
 from mmrepmtl.comparison.report.gather import Material
-from mmrepmtl.comparison.results import CONSTANT
+from mmrepmtl.comparison.results_file import CONSTANT
 
 #: Nothing may be fetched, whatever a label or a log says.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

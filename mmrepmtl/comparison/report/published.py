@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mmrepmtl.comparison.report.gather import Material
-from mmrepmtl.comparison.results import STL
+from mmrepmtl.comparison.results_file import STL
 from mmrepmtl.comparison.tables import digits_of, format_estimate, md, md_row
 
 

@@ -8,7 +8,7 @@ from mmrepmtl.comparison.report.figures import Panels, draw_bars, draw_curves, d
 from mmrepmtl.comparison.report.gather import Material
 from mmrepmtl.comparison.report.history import curves
 from mmrepmtl.comparison.report.published import published_table
-from mmrepmtl.comparison.results import CONSTANT, STL
+from mmrepmtl.comparison.results_file import CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL
 from mmrepmtl.comparison.summary import Summary
 from mmrepmtl.comparison.tables import cells_of, columns_of, definitions

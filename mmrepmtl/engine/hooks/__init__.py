@@ -3,10 +3,10 @@
 from .interrupt import Interrupted, InterruptHook
 from .log_history import LogHistoryHook
 from .metrics_file import MetricsFileHook
-from .progress import ProgressHook
 from .ranks import RanksHook
 from .resume import ResumeHook
 from .saving import CheckpointHook
+from .screen import ProgressHook
 from .selection import SelectionHook
 from .task_gradients import TaskGradientsHook
 

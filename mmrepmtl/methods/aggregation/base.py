@@ -83,7 +83,7 @@ class Aggregator(nn.Module):
         Args:
             num_tasks: T.
             sizes: Number of elements of each shared parameter tensor, in the order of the columns of ``gradients_TP``,
-                for methods that treat layers apart; None: not known, all columns are one layer.
+                for methods that treat layers separately; None: not known, all columns are one layer.
         """
 
     def learned(self) -> list[nn.Parameter]:

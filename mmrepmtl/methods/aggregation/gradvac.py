@@ -26,7 +26,7 @@ class GradVac(GramianAggregator):
     after which the cosine is c*; then ``c* <- (1 - beta) c* + beta c``. The g_i' are summed. Source: Wang et al.,
     "Gradient Vaccine", ICLR 2021, Eq. 2-4 and Algorithm 1. With targets of 0 it is PCGrad. Computed in coefficients of
     the original gradients, so only the Gramian is needed; the cosines are of whole gradients (the paper's
-    "whole model" granularity), and a level of Z is not treated apart.
+    "whole model" granularity), and a level of Z is not treated separately.
 
     The average is updated for every pair, as in the paper; LibMTL updates it only where ``c < c*``, so that it can only
     fall from its start at 0. Scale: the sum. Heads are unweighted. A task without a gradient changes nothing, weight

@@ -11,7 +11,7 @@ from .state import LayerwiseAggregator, check_fractions, layer_norms, layer_piec
 
 
 class MetaBalance(LayerwiseAggregator):
-    """Brings each auxiliary task's gradient near to the norm of the target task's, in each layer apart (MetaBalance).
+    """Brings each auxiliary task's gradient near to the norm of the target task's, layer by layer (MetaBalance).
 
     Source: He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
     Tasks", WWW 2022, Algorithm 1: with the moving averages ``m`` of the gradient norms in a layer,

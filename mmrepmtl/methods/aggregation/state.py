@@ -75,7 +75,7 @@ class StatefulAggregator(Aggregator):
 
 
 class LayerwiseAggregator(StatefulAggregator):
-    """Base of stateful aggregators that treat every shared parameter tensor ("layer") apart.
+    """Base of stateful aggregators that treat every shared parameter tensor ("layer") separately.
 
     Args:
         names: Names of the buffers.

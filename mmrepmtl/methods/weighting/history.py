@@ -86,14 +86,14 @@ class HistoryWeighting(LazyWeighting):
 
     def end_step(self) -> None:
         """Calls :meth:`close_step` with the means over the micro-batches since the last step."""
-        self.close_step(*self._take('window'))
+        self.close_step(*self._pop_means('window'))
 
     def drop_window(self) -> None:
         """Forgets the micro-batches since the last step."""
         if len(self.window_sum_T):
-            self._take('window')
+            self._pop_means('window')
 
-    def _take(self, what: str) -> tuple[Tensor, Tensor]:
+    def _pop_means(self, what: str) -> tuple[Tensor, Tensor]:
         """The means (T,) since the last call, and the tasks that have one, (T,) bool."""
         sum_T, count_T = getattr(self, f'{what}_sum_T'), getattr(self, f'{what}_count_T')
         means_T, seen_T = sum_T / count_T.clamp(min=1), count_T > 0
@@ -146,7 +146,7 @@ class EpochWeighting(HistoryWeighting):
     def end_epoch(self) -> None:
         """Ends an epoch; one without a step is none. The micro-batches of an unfinished step belong to the next."""
         if self.step_count:
-            self.close_epoch(*self._take('epoch'))
+            self.close_epoch(*self._pop_means('epoch'))
             self.epoch_count += 1
             self.step_count = 0
 

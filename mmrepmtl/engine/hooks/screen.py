@@ -54,7 +54,7 @@ class ProgressHook(Hook):
         """Opens the progress of a validation; it has its own line."""
         if 'training' in self._bars:
             self._bars['training'].close()
-        self._open('validation', len(runner.val_dataloader), 0, 1)
+        self._open('validation', _number_of_batches(runner.val_dataloader), 0, 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """One more batch of a validation."""
@@ -68,7 +68,7 @@ class ProgressHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Opens the progress of a test."""
-        self._open('test', len(runner.test_dataloader), 0, 4)
+        self._open('test', _number_of_batches(runner.test_dataloader), 0, 4)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """One more batch of a test."""
@@ -90,6 +90,14 @@ class ProgressHook(Hook):
         bar = self._bars.pop(label, None)
         if bar is not None:
             bar.close()
+
+
+def _number_of_batches(loader: Any) -> int:
+    """0 where nobody knows: a stream has no length."""
+    try:
+        return len(loader)
+    except TypeError:
+        return 0
 
 
 def _facts(runner: Runner) -> dict[str, str]:

@@ -12,7 +12,7 @@ from mmrepmtl.engine.hooks import ProgressHook
 
 
 def fake_runner(loop: type, model: nn.Module, **settings) -> SimpleNamespace:
-    """What the hook reads of a runner at the start of a training of 40 iterations."""
+    """The parts that the hook reads of a runner at the start of a training of 40 iterations."""
     loader = SimpleNamespace(dataset=settings.pop('dataset', [0] * 24), batch_size=settings.pop('batch_size', 6))
     facts = dict(cfg=dict(model={}), distributed=False, iter=0, epoch=0, max_iters=40, max_epochs=10, log_dir='LOGS')
     return SimpleNamespace(
@@ -52,3 +52,18 @@ def test_the_losses_are_those_before_the_transform(outputs, note, capsys):
     hook.before_train_epoch(runner)
     hook.after_train_iter(runner, 0, None, outputs)
     assert re.sub(r'[\d:]+ \w+ left', 'TIME', capsys.readouterr().out) == f'training 1 of 40 (2 %), TIME{note}\n'
+
+
+@pytest.mark.parametrize('loop', ['val', 'test'])
+def test_a_stream_of_unknown_length_has_a_count_and_no_time_left(loop, capsys):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(2))
+
+    runner, hook = fake_runner(EpochBasedTrainLoop, nn.Linear(3, 3)), ProgressHook()
+    setattr(runner, f'{loop}_dataloader', torch.utils.data.DataLoader(Stream()))
+    getattr(hook, f'before_{loop}_epoch')(runner)
+    for index in range(2):
+        getattr(hook, f'after_{loop}_iter')(runner, index)
+    getattr(hook, f'after_{loop}_epoch')(runner, {})
+    assert 'left' not in capsys.readouterr().out

@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from mmrepmtl.apis import get_config
-from mmrepmtl.comparison import paper
-from mmrepmtl.comparison.paper import benchmark_of, published_row, published_rows, setup_facts
+from mmrepmtl.comparison import paper_rows as paper
+from mmrepmtl.comparison.paper_rows import benchmark_of, published_row, published_rows, setup_facts
 from mmrepmtl.evaluation import delta_p
 
 NYUV2 = 'nyuv2/rep-mtl_resnet50-d8_deeplab_b8-200e_nyuv2-288x384'

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from mmrepmtl.comparison.job import LOG, tail
-from mmrepmtl.comparison.results import STL, Row
+from mmrepmtl.comparison.results_file import STL, Row
 from mmrepmtl.comparison.runs import Run
 
 LINE_SECONDS = 300.0

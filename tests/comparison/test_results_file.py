@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mmrepmtl.comparison.results import COLUMNS, read_results, write_results
+from mmrepmtl.comparison.results_file import COLUMNS, read_results, write_results
 from tests.comparison.harness import ROW
 
 

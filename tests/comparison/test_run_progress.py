@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from mmrepmtl.comparison import progress as progress_module
+from mmrepmtl.comparison import run_progress as progress_module
 from mmrepmtl.comparison.entries import Entry
 from mmrepmtl.comparison.plan import Contestant
-from mmrepmtl.comparison.progress import Progress, duration, fraction
+from mmrepmtl.comparison.run_progress import Progress, duration, fraction
 from mmrepmtl.comparison.runs import Run
 from tests.comparison.harness import ROW
 
