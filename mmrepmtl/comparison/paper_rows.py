@@ -1,11 +1,16 @@
 """The published numbers of a benchmark, and how their set-up differs from that of a config."""
 
 import csv
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mmrepmtl.methods.rep_mtl import RepMTL
+from mmrepmtl.registry import REGULARIZERS
+from mmrepmtl.utils.config_types import is_type
 
 FOLDER = Path(__file__).parent / 'paper'
 BENCHMARKS = {
@@ -15,6 +20,11 @@ BENCHMARKS = {
     'OfficeHomeDataset': 'office_home',
 }
 """{class of a data set: its benchmark}; each benchmark is a file of numbers in this package."""
+
+PENALTY = ('target_ratio', 'through', 'lambda_tsr', 'lambda_csa', 'temperature')
+"""The arguments of Rep-MTL that decide which method it is."""
+NOT_STATED = 'not stated'
+"""A setting that the paper leaves open."""
 
 _NOT_METRICS = ('method', 'avg_std', 'delta_p_task', 'delta_p_task_std', 'delta_p_metric')
 _NAMES = {'normal_mean': 'mean', 'normal_median': 'median'}
@@ -42,16 +52,26 @@ class Published:
 
 
 class Fact(NamedTuple):
-    """One setting of the published runs beside ours; ``ours`` is None where the config does not tell."""
+    """One setting of the published runs beside ours.
+
+    Attributes:
+        what: The setting.
+        published: Its value, several joined by ' or ', or ``NOT_STATED``.
+        ours: As text; None where no config tells it.
+        values: The values in this text, where several entries have their own.
+    """
 
     what: str
     published: str
     ours: str | None
+    values: tuple[str, ...] = ()
 
     @property
     def differs(self) -> bool:
-        """Whether the config tells another value."""
-        return self.ours is not None and self.ours != self.published
+        """Whether a config tells another value."""
+        if self.ours is None or self.published == NOT_STATED:
+            return False
+        return any(value not in self.published.split(' or ') for value in self.values or (self.ours,))
 
 
 def benchmark_of(cfg: Mapping[str, Any]) -> str | None:
@@ -102,28 +122,90 @@ def published_row(rows: Mapping[str, Published], method: str) -> Published | Non
 
     Args:
         rows: Of :func:`published_rows`.
-        method: The overlay; every overlay of Rep-MTL with both terms is compared with the published Rep-MTL.
+        method: The overlay. Every overlay of Rep-MTL with both terms is compared with the published Rep-MTL, and
+            :func:`setup_facts` says how its penalty differs. One term alone is published at fixed weights only, so
+            ``rep-mtl-paper-tsr`` has a row and ``rep-mtl-tsr``, whose strength is held, has none.
     """
     if method in rows:
         return rows[method]
     return rows['rep-mtl'] if method.startswith('rep-mtl') and not method.endswith(('-tsr', '-csa')) else None
 
 
-def setup_facts(benchmark: str, cfg: Mapping[str, Any], seeds: int) -> list[Fact]:
+def setup_facts(
+    benchmark: str,
+    cfg: Mapping[str, Any],
+    seeds: int,
+    methods: Mapping[str, Mapping[str, Any] | None] | None = None,
+) -> list[Fact]:
     """The settings of the published runs beside those of a config.
 
     Args:
         benchmark: One of the values of ``BENCHMARKS``.
         cfg: The config of the comparison.
         seeds: How many seeds were run.
+        methods: {label: settings of its own config, None where they are not known} of the entries with a published
+            row, for the facts about the penalty; without it they are those of ``cfg``. They are left out where none
+            has Rep-MTL.
     """
     ours = setup_of(cfg) | dict(seeds=str(seeds))
-    entries, _ = _read('setup.csv')
-    return [
-        Fact(entry['what'], entry['value'], ours.get(entry['what']))
-        for entry in entries
-        if entry['benchmark'] == benchmark
-    ]
+    methods = {'': cfg} if methods is None else methods
+    penalties = {label: penalty_of(settings or {}) for label, settings in methods.items()}
+    unknown = [label for label, settings in methods.items() if settings is None and label.startswith('rep-mtl')]
+    facts = []
+    for entry in _read('setup.csv')[0]:
+        what, published = entry['what'], entry['value']
+        if entry['benchmark'] != benchmark:
+            continue
+        if what not in PENALTY:
+            facts.append(Fact(what, published, ours.get(what)))
+            continue
+        found: dict[str, list[str]] = {}
+        for label, penalty in penalties.items():
+            if penalty and not _is_other_term(what, label):
+                found.setdefault(penalty[what], []).append(label)
+        if found or unknown:
+            facts.append(_penalty_fact(what, published, found, unknown))
+    return facts
+
+
+def _is_other_term(what: str, label: str) -> bool:
+    """Whether it is the weight of the term that an ablation leaves out, as its published row does."""
+    suffix = {'lambda_csa': '-tsr', 'lambda_tsr': '-csa'}.get(what)
+    return suffix is not None and label.partition(':')[0].endswith(suffix)
+
+
+def _penalty_fact(what: str, published: str, found: Mapping[str, Sequence[str]], unknown: Sequence[str]) -> Fact:
+    """An argument of the penalty; the values with their entries, where there are several."""
+    shown = {**found, 'not known': unknown} if unknown else found
+    if not found:
+        return Fact(what, published, None)
+    if len(shown) == 1:
+        return Fact(what, published, next(iter(found)))
+    text = '; '.join(f'{value} ({", ".join(labels)})' for value, labels in shown.items())
+    return Fact(what, published, text, tuple(found))
+
+
+def penalty_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments ``PENALTY`` of a config's Rep-MTL as text, its defaults among them; empty without Rep-MTL.
+
+    Args:
+        cfg: A config, or the settings of an entry in ``comparison.json``.
+    """
+    parts = (cfg.get('optim_wrapper') or {}).get('regularizers') or []
+    own = [part for part in parts if isinstance(part, Mapping) and is_type(part.get('type'), REGULARIZERS, RepMTL)]
+    if not own:
+        return {}
+    defaults = inspect.signature(RepMTL).parameters
+    return {
+        name: ' and '.join(dict.fromkeys(_text(part.get(name, defaults[name].default)) for part in own))
+        for name in PENALTY
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return 'none'
+    return f'{value:g}' if isinstance(value, int | float) else str(value)
 
 
 def setup_of(cfg: Mapping[str, Any]) -> dict[str, str]:
@@ -215,7 +297,9 @@ def _delta_only(benchmark: str) -> dict[str, Published]:
         if f'{benchmark}_delta_p_task' in entry and sum(terms) == 1:
             term = 'tsr' if terms[0] else 'csa'
             value, deviation = _number(entry[f'{benchmark}_delta_p_task']), _number(entry[f'{benchmark}_std'])
-            found[f'rep-mtl-{term}'] = Published(f'Rep-MTL, {term.upper()} alone', {}, value, deviation, None, source)
+            found[f'rep-mtl-paper-{term}'] = Published(
+                f'Rep-MTL, {term.upper()} alone', {}, value, deviation, None, source
+            )
     return found
 
 

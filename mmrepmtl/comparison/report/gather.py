@@ -159,7 +159,9 @@ def _compare_with_published(work_dir: Path, material: Material) -> None:
         row = published_row(rows, own.method)
         if row is not None:
             material.published[label] = row
-    material.facts = setup_facts(material.benchmark, cfg, len(material.summary.seeds))
+    entries = read_plan(work_dir).get('entries') or {}
+    settings = {label: (entries.get(label) or {}).get('settings') for label in material.published}
+    material.facts = setup_facts(material.benchmark, cfg, len(material.summary.seeds), settings)
 
 
 def _config(work_dir: Path, material: Material) -> Config | None:
