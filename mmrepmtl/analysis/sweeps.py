@@ -14,6 +14,10 @@ from mmrepmtl.evaluation.metric_table import counts_in_delta_p
 
 #: Equal weighting of log losses, what Rep-MTL adds its penalty to: the 'none' of the ablation.
 YARDSTICK = 'ew-log'
+#: Rep-MTL as in the paper, with fixed weights: what its ablation and sweeps are about.
+PAPER_METHOD = 'rep-mtl-paper'
+#: Methods whose terms alone are overlays of their own, -tsr and -csa.
+WITH_TERMS = (PAPER_METHOD, 'rep-mtl')
 
 
 class ResultRow(Protocol):
@@ -124,8 +128,10 @@ def ablation_entries(method: str) -> dict[str, str]:
     """{name: entry of ``--methods``} of the ablation {none, TSR, CSA, both} of a Rep-MTL method.
 
     Args:
-        method: Its entry, such as 'rep-mtl' or 'rep-mtl:temperature=0.3'.
+        method: Its entry, such as 'rep-mtl-paper' or 'rep-mtl-paper:temperature=0.3'.
     """
+    if method in WITH_TERMS:
+        return {'none': YARDSTICK, 'TSR': f'{method}-tsr', 'CSA': f'{method}-csa', 'both': method}
     join = ',' if ':' in method else ':'
     return {
         'none': YARDSTICK,

@@ -74,17 +74,19 @@ def test_runs_without_a_common_seed_are_refused():
 
 
 def test_the_entries_of_the_ablation():
-    assert ablation_entries('rep-mtl') == {
+    assert ablation_entries('rep-mtl-paper') == {
         'none': 'ew-log',
-        'TSR': 'rep-mtl:lambda_csa=0',
-        'CSA': 'rep-mtl:lambda_tsr=0',
-        'both': 'rep-mtl',
+        'TSR': 'rep-mtl-paper-tsr',
+        'CSA': 'rep-mtl-paper-csa',
+        'both': 'rep-mtl-paper',
     }
+    assert list(ablation_entries('rep-mtl').values())[1:] == ['rep-mtl-tsr', 'rep-mtl-csa', 'rep-mtl']
     assert ablation_entries('rep-mtl:temperature=0.3')['TSR'] == 'rep-mtl:temperature=0.3,lambda_csa=0'
+    assert ablation_entries('pcgrad+rep-mtl')['CSA'] == 'pcgrad+rep-mtl:lambda_tsr=0'
 
 
 def test_the_ablation_and_its_figure():
-    values = {'rep-mtl:lambda_csa=0': (51.0, 2.0), 'rep-mtl:lambda_tsr=0': (50.0, 1.9), 'rep-mtl': (55.0, 1.8)}
+    values = {'rep-mtl-tsr': (51.0, 2.0), 'rep-mtl-csa': (50.0, 1.9), 'rep-mtl': (55.0, 1.8)}
     others = [row for label, own in values.items() for row in rows(label, {0: own, 1: (40.0, 1.0)})]
     scores = ablation([*BASE, *others], 'rep-mtl')
     assert [score.name for score in scores] == ['none', 'TSR', 'CSA', 'both']

@@ -1,20 +1,23 @@
 """``mmrepmtl analyse``: its arguments, the models that it finds, and each analysis on a small run."""
 
+import importlib
 import json
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mmrepmtl.analysis.conflict import conflict
+from mmrepmtl.apis import available_methods
 from mmrepmtl.cli import analyse, compare
 from mmrepmtl.cli.analyses.ablation import published_ablation
 from mmrepmtl.cli.analyses.batches import parse_batches
 from mmrepmtl.cli.analyses.runs import checkpoints_in_order, find_trained
-from mmrepmtl.comparison.results_file import Row, write_results
+from mmrepmtl.comparison.results_file import Row, read_results, write_results
 from tests.tools.harness import TINY
 
 
@@ -110,19 +113,28 @@ def test_spectrum_draws_a_trained_run(trained, tmp_path, capsys):
 
 def test_cost_counts_a_config_at_its_size(tmp_path, capsys):
     out = tmp_path / 'cost.png'
-    assert analyse.main(['cost', str(TINY), '--methods', 'ew', 'rep-mtl', 'pcgrad', 'stl', '--out', str(out)]) == 0
+    methods = ['ew', 'rep-mtl', 'rep-mtl-paper', 'pcgrad', 'stl']
+    assert analyse.main(['cost', str(TINY), '--methods', *methods, '--out', str(out)]) == 0
     found, printed = numbers(out), capsys.readouterr().out
     assert is_picture(out) and found['size'] == [24, 32]
     assert [part['name'] for part in found['parts']] == ['encoder', 'semseg', 'depth', 'normal']
     assert {cost['passes']: cost['methods'] for cost in found['steps']} == {
         '3 F_h + 3 F_e': ['ew'],
-        '6 F_h + 3 F_e': ['rep-mtl'],
+        '6 F_h + 3 F_e': ['rep-mtl-paper'],
+        '7 F_h + 3 F_e': ['rep-mtl'],
         '3 F_h + 7 F_e': ['pcgrad'],
         '3 F_h + 9 F_e': ['stl'],
     }
     assert 'one forward pass, 24 x 32' in printed and '6 F_h + 3 F_e' in printed
     with pytest.raises(SystemExit, match="there is no method 'rep'; there are"):
         analyse.main(['cost', str(TINY), '--methods', 'rep', '--out', str(out)])
+
+
+def test_cost_leaves_out_no_method_of_the_package(tmp_path, capsys):
+    assert analyse.main(['cost', str(TINY), '--out', str(tmp_path / 'cost.png')]) == 0
+    assert 'is left out' not in capsys.readouterr().out
+    counted = [method for cost in numbers(tmp_path / 'cost.png')['steps'] for method in cost['methods']]
+    assert sorted(counted) == sorted(available_methods(str(TINY)))
 
 
 def test_cost_leaves_out_what_it_cannot_count(tmp_path, capsys):
@@ -171,54 +183,66 @@ def test_conflict_reads_the_images_that_were_asked_for(trained, tmp_path, monkey
 # ---- comparisons ----
 
 
-def write_comparison(folder: Path) -> None:
+PAPER = dict(type='RepMTL', lambda_tsr=0.9, lambda_csa=0.9)
+HELD = dict(PAPER, target_ratio=0.05, through='representation')
+
+
+def write_comparison(folder: Path, method: str = 'rep-mtl-paper', penalty: dict | None = None) -> None:
+    """Five methods, of which one has values of lambda_csa too; without a penalty the plan has no settings."""
     rows = []
     for label, gain in (
         ('ew-log', 0),
-        ('rep-mtl:lambda_csa=0', 1),
-        ('rep-mtl:lambda_tsr=0', 2),
-        ('rep-mtl', 3),
+        (f'{method}-tsr', 1),
+        (f'{method}-csa', 2),
+        (method, 3),
+        (f'{method}:lambda_csa=0.5', 4),
         ('ew', -1),
     ):
-        method, _, sweep = label.partition(':')
+        name, _, sweep = label.partition(':')
         sweep = dict([sweep.split('=')]) if sweep else {}
         sweep = {key: float(value) for key, value in sweep.items()}
         for seed in (0, 1):
             about = ('last', 'c', 'h', 'c', '{"device": "cpu", "threads": "1"}', 0.1, 1.0, 20.0 + 10 * gain, 'now')
-            rows.append(
-                Row(
-                    label,
-                    method,
-                    seed,
-                    'test',
-                    'a/mIoU',
-                    50.0 + gain * (1 + seed),
-                    True,
-                    'a',
-                    *about,
-                    json.dumps(sweep),
-                )
-            )
+            value = 50.0 + gain * (1 + seed)
+            rows.append(Row(label, name, seed, 'test', 'a/mIoU', value, True, 'a', *about, json.dumps(sweep)))
     write_results(folder / 'results.csv', rows)
-    entries = {row.label: dict(settings=dict(train_cfg=dict(max_epochs=10))) for row in rows}
+    settings = dict(train_cfg=dict(max_epochs=10), train_dataloader=dict(dataset=dict(type='NYUv2Dataset')))
+    entries = {row.label: dict(settings=dict(settings)) for row in rows}
+    for label, entry in entries.items():
+        if penalty is not None and label.startswith(method):
+            entry['settings']['optim_wrapper'] = dict(regularizers=[penalty])
     (folder / 'comparison.json').write_text(json.dumps(dict(config='nyuv2/small', entries=entries)))
 
 
-def test_ablation_draws_a_comparison(tmp_path, capsys):
-    write_comparison(tmp_path)
+def change_plan(folder: Path, change) -> None:
+    file = folder / 'comparison.json'
+    plan = json.loads(file.read_text())
+    change(plan['entries'])
+    file.write_text(json.dumps(plan))
+
+
+def spy_on(monkeypatch, name: str) -> list:
+    """The figures that an analysis makes."""
+    module = importlib.import_module(f'mmrepmtl.cli.analyses.{name}')
+    made, make = [], getattr(module, f'{name}_figure')
+    monkeypatch.setattr(module, f'{name}_figure', lambda *args: made.append(make(*args)) or made[-1])
+    return made
+
+
+def test_ablation_draws_the_papers_method_of_a_comparison(tmp_path, capsys):
+    write_comparison(tmp_path, penalty=PAPER)
     assert analyse.main(['ablation', str(tmp_path)]) == 0
     found = numbers(tmp_path / 'ablation.png')
     assert is_picture(tmp_path / 'ablation.png')
+    assert found['entries']['TSR'] == 'rep-mtl-paper-tsr' and found['entries']['both'] == 'rep-mtl-paper'
     assert {score['name']: score['mean'] for score in found['scores']} == dict(none=0, TSR=3, CSA=6, both=9)
-    assert '  both  +9.00 ± 4.24 %, 2 seed(s)' in capsys.readouterr().out
+    assert found['penalties']['rep-mtl-paper']['target_ratio'] == 'none'
+    printed = capsys.readouterr().out
+    assert '  both  +9.00 ± 4.24 %, 2 seed(s)' in printed and 'target_ratio' not in printed
 
 
 def test_the_papers_ablation_is_beside_ours_where_there_is_one(tmp_path, capsys):
-    write_comparison(tmp_path)
-    assert published_ablation(str(tmp_path), 'ew-log') == {}
-    plan = json.loads((tmp_path / 'comparison.json').read_text())
-    plan['entries']['ew']['settings']['train_dataloader'] = dict(dataset=dict(type='NYUv2Dataset'))
-    (tmp_path / 'comparison.json').write_text(json.dumps(plan))
+    write_comparison(tmp_path, penalty=PAPER)
     # Ablation of the paper (0.23, 1.06, 1.70 against single tasks), less 0.06 of equal weighting of log losses.
     expected = dict(none=0.0, TSR=0.17, CSA=1.0, both=1.64)
     assert published_ablation(str(tmp_path), 'ew-log') == pytest.approx(expected)
@@ -226,15 +250,70 @@ def test_the_papers_ablation_is_beside_ours_where_there_is_one(tmp_path, capsys)
     analyse.main(['ablation', str(tmp_path)])
     assert 'the paper: none +0.00, TSR +0.17, CSA +1.00, both +1.64' in capsys.readouterr().out
     assert numbers(tmp_path / 'ablation.png')['paper'] == pytest.approx(expected)
+    change_plan(tmp_path, lambda entries: [entry['settings'].pop('train_dataloader') for entry in entries.values()])
+    assert published_ablation(str(tmp_path), 'ew-log') == {}
 
 
-def test_sensitivity_draws_the_sweeps_of_a_comparison(tmp_path):
-    write_comparison(tmp_path)
+def test_an_ablation_at_held_strength_says_so_and_is_not_beside_the_papers(tmp_path, capsys, monkeypatch):
+    write_comparison(tmp_path, 'rep-mtl', HELD)
+    made = spy_on(monkeypatch, 'ablation')
+    assert analyse.main(['ablation', str(tmp_path), '--method', 'rep-mtl']) == 0
+    printed = capsys.readouterr().out
+    assert 'target_ratio=0.05 holds the strength' in printed and 'the paper: ' not in printed
+    assert 'strength held, target_ratio 0.05' in made[0].axes[0].get_title()
+    found = numbers(tmp_path / 'ablation.png')
+    assert found['paper'] == {} and found['penalties']['rep-mtl-csa']['target_ratio'] == '0.05'
+
+
+@pytest.mark.parametrize('label', ['rep-mtl-paper', 'rep-mtl-paper-csa'])
+def test_the_papers_ablation_is_not_beside_a_penalty_of_another_kind_or_an_unknown_one(tmp_path, capsys, label):
+    write_comparison(tmp_path, penalty=PAPER)
+    through = dict(PAPER, through='representation')
+    change_plan(tmp_path, lambda entries: entries[label]['settings'].update(optim_wrapper=dict(regularizers=[through])))
+    analyse.main(['ablation', str(tmp_path)])
+    assert 'of fixed weights that reach the heads too' in capsys.readouterr().out
+    change_plan(tmp_path, lambda entries: entries.pop(label))
+    analyse.main(['ablation', str(tmp_path)])
+    assert f'comparison.json has no settings of {label}: whether target_ratio holds' in capsys.readouterr().out
+    assert numbers(tmp_path / 'ablation.png')['paper'] == {}
+
+
+def test_sensitivity_draws_the_sweeps_of_a_comparison(tmp_path, monkeypatch, capsys):
+    write_comparison(tmp_path, penalty=PAPER)
+    made = spy_on(monkeypatch, 'sensitivity')
     assert analyse.main(['sensitivity', str(tmp_path), '--parameters', 'lambda_csa']) == 0
-    found = numbers(tmp_path / 'sensitivity.png')['sweeps']
-    assert [(point['value'], point['mean']) for point in found['lambda_csa']['rep-mtl']] == [(0.0, 3.0)]
+    found = numbers(tmp_path / 'sensitivity.png')
+    assert [(point['value'], point['mean']) for point in found['sweeps']['lambda_csa']['rep-mtl-paper']] == [
+        (0.5, 12.0)
+    ]
+    assert made[0].axes[0].get_xlabel() == found['titles']['lambda_csa'] == 'weight of CSA, lambda_csa'
+    assert 'target_ratio' not in capsys.readouterr().out
     # A single value is no sweep unless it is asked for.
-    with pytest.raises(SystemExit, match='has no sweep of rep-mtl with results'):
+    with pytest.raises(SystemExit, match='has no sweep of rep-mtl-paper with results$'):
+        analyse.main(['sensitivity', str(tmp_path)])
+
+
+def test_a_lambda_of_a_penalty_at_held_strength_is_a_share(tmp_path, monkeypatch, capsys):
+    write_comparison(tmp_path, 'rep-mtl', HELD)
+    made = spy_on(monkeypatch, 'sensitivity')
+    arguments = ['sensitivity', str(tmp_path), '--parameters', 'lambda_csa']
+    assert analyse.main([*arguments, '--method', 'rep-mtl']) == 0
+    title = 'share of CSA at target_ratio 0.05, lambda_csa'
+    assert made[0].axes[0].get_xlabel() == numbers(tmp_path / 'sensitivity.png')['titles']['lambda_csa'] == title
+    printed = capsys.readouterr().out
+    assert f'{title}: Delta p against ew-log' in printed and '--method rep-mtl-paper sweeps a weight' in printed
+    assert 'weight of CSA' not in printed
+    change_plan(tmp_path, lambda entries: entries.pop('rep-mtl:lambda_csa=0.5'))
+    analyse.main([*arguments, '--method', 'rep-mtl'])
+    assert 'has no settings of rep-mtl:lambda_csa=0.5' in capsys.readouterr().out
+
+
+def test_methods_that_have_a_sweep_are_named_where_the_asked_one_has_none(tmp_path):
+    write_comparison(tmp_path, 'rep-mtl', HELD)
+    rows = read_results(tmp_path / 'results.csv')
+    more = [replace(row, label='rep-mtl:lambda_csa=1', sweep='{"lambda_csa": 1}') for row in rows if row.sweep != '{}']
+    write_results(tmp_path / 'results.csv', [*rows, *more])
+    with pytest.raises(SystemExit, match='no sweep of rep-mtl-paper with results; --method may be rep-mtl$'):
         analyse.main(['sensitivity', str(tmp_path)])
 
 
@@ -242,11 +321,18 @@ def test_time_draws_methods_and_leaves_out_values_of_sweeps(tmp_path, capsys):
     write_comparison(tmp_path)
     assert analyse.main(['time', str(tmp_path)]) == 0
     scores = numbers(tmp_path / 'time.png')['scores']
-    assert [(score['name'], score['mean']) for score in scores] == [('ew', 1.0), ('ew-log', 2.0), ('rep-mtl', 5.0)]
-    assert 'rep-mtl      5.00   5.00 x ew  2 seed(s)  0.1 s per step' in capsys.readouterr().out
+    assert [(score['name'], score['mean']) for score in scores] == [
+        ('ew', 1.0),
+        ('ew-log', 2.0),
+        ('rep-mtl-paper-tsr', 3.0),
+        ('rep-mtl-paper-csa', 4.0),
+        ('rep-mtl-paper', 5.0),
+    ]
+    assert 'rep-mtl-paper          5.00   5.00 x ew  2 seed(s)  0.1 s per step' in capsys.readouterr().out
     assert numbers(tmp_path / 'time.png')['step_seconds']['ew'] == pytest.approx(0.1)
-    analyse.main(['time', str(tmp_path), '--methods', 'rep-mtl:lambda_csa=0', '--out', str(tmp_path / 'b.png')])
-    assert [score['name'] for score in numbers(tmp_path / 'b.png')['scores']] == ['rep-mtl:lambda_csa=0']
+    label = 'rep-mtl-paper:lambda_csa=0.5'
+    analyse.main(['time', str(tmp_path), '--methods', label, '--out', str(tmp_path / 'b.png')])
+    assert [score['name'] for score in numbers(tmp_path / 'b.png')['scores']] == [label]
 
 
 def test_the_comparison_that_is_run_is_printed(tmp_path, capsys):
@@ -255,11 +341,11 @@ def test_the_comparison_that_is_run_is_printed(tmp_path, capsys):
     analyse.main(['sensitivity', str(tmp_path), '--parameters', 'lambda_tsr=0.1|0.9', 'batch_size=4|8', *common])
     first, second = capsys.readouterr().out.splitlines()
     assert first == (
-        'mmrepmtl compare synth_rooms/quickstart --methods ew-log rep-mtl:lambda_csa=0 rep-mtl:lambda_tsr=0 rep-mtl '
+        'mmrepmtl compare synth_rooms/quickstart --methods ew-log rep-mtl-paper-tsr rep-mtl-paper-csa rep-mtl-paper '
         f'--seeds 0 5 --work-dir {tmp_path} --jobs 2'
     )
     assert (
-        "--methods ew-log 'rep-mtl:lambda_tsr=0.1|0.9' 'rep-mtl:train_dataloader.batch_size=4|8' "
+        "--methods ew-log 'rep-mtl-paper:lambda_tsr=0.1|0.9' 'rep-mtl-paper:train_dataloader.batch_size=4|8' "
         "'ew-log:train_dataloader.batch_size=4|8' --seeds" in second
     )
 
@@ -281,7 +367,15 @@ def test_the_comparison_is_run_first_and_its_status_is_kept(tmp_path, monkeypatc
 def test_every_entry_that_is_composed_is_one_that_compare_takes(tmp_path, capsys):
     """The real command plans them; it refuses a method or a key that is not there."""
     parameters = ['lambda_tsr=0.1', 'lambda_csa=0.1', 'temperature=3', 'interval=2', 'lr=1e-4', 'batch_size=2']
-    for command, count in ((['ablation'], 4), (['sensitivity', '--parameters', *parameters], 9), (['time'], 35)):
+    methods = len(available_methods(str(TINY)))
+    counts = (
+        (['ablation'], 4),
+        (['ablation', '--method', 'rep-mtl'], 4),
+        (['ablation', '--method', 'pcgrad+rep-mtl:temperature=3'], 4),
+        (['sensitivity', '--parameters', *parameters], 9),
+        (['time'], methods),
+    )
+    for command, count in counts:
         arguments = [command[0], str(tmp_path / 'new'), *command[1:], '--config', str(TINY), '--seeds', '1']
         assert analyse.main([*arguments, '--', '--dry-run']) == 0
         assert f'{count} runs: {count} missing' in capsys.readouterr().out

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if len(machines) > 1:
         print(f'the runs were made on different machines ({"; ".join(sorted(machines))}): times cannot be compared')
     write_figure(time_figure(scores, title_of(args), args.reference), out)
-    numbers = dict(unit='seconds per epoch', machines=sorted(machines), scores=[score_numbers(s) for s in scores])
-    numbers['step_seconds'] = steps
+    points = [score_numbers(score) for score in scores]
+    numbers = dict(unit='seconds per epoch', machines=sorted(machines), scores=points, step_seconds=steps)
     print(f'time: {out}, {write_numbers(out, numbers)}')
     return status
 

@@ -1,8 +1,9 @@
 """Draws how Delta p depends on single parameters, from a comparison; with --config it runs the comparison first.
 
 Delta p is against equal weighting of log losses with the config's own settings. Parameters of training itself
-(learning rate, batch size) are changed for equal weighting too, so that its own sensitivity is in the figure. What
-follows -- goes to `mmrepmtl compare`.
+(learning rate, batch size) are changed for equal weighting too, so that its own sensitivity is in the figure. The
+method is Rep-MTL at fixed weights; where target_ratio holds the strength of the penalty, a lambda is called a share.
+What follows -- goes to `mmrepmtl compare`.
 
     mmrepmtl analyse sensitivity work_dirs/sweep --parameters lambda_tsr lr --config CONFIG --seeds 3 -- --jobs 2
     mmrepmtl analyse sensitivity work_dirs/sweep --parameters 'temperature=0.3|1|3' --config CONFIG --print
@@ -11,20 +12,23 @@ follows -- goes to `mmrepmtl compare`.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mmrepmtl.analysis.figures import write_figure, write_numbers
 from mmrepmtl.analysis.sweep_figures import sensitivity_figure
-from mmrepmtl.analysis.sweeps import YARDSTICK, Score, sweep
+from mmrepmtl.analysis.sweeps import PAPER_METHOD, YARDSTICK, Score, sweep
 from mmrepmtl.cli.analyses.sweeps import (
     add_sweep_arguments,
     out_of,
+    penalties_of,
     print_scores,
     read_rows,
     run_comparison,
     say_left_out,
+    say_unknown,
     score_numbers,
+    target_ratios,
 )
 from mmrepmtl.comparison.results_file import Row
 
@@ -65,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='NAME[=V|V...]',
         help=f'{", ".join(PARAMETERS)}, or any key that compare takes, with its values (default: all of DIR)',
     )
-    parser.add_argument('--method', default='rep-mtl', metavar='NAME', help='the method (default: rep-mtl)')
+    parser.add_argument('--method', default=PAPER_METHOD, metavar='NAME', help=f'the method (default: {PAPER_METHOD})')
     parser.add_argument(
         '--yardstick',
         default=YARDSTICK,
@@ -119,8 +123,11 @@ def run(args: argparse.Namespace) -> int:
             if points:
                 sweeps.setdefault(key, {})[method] = points
     if not sweeps:
-        raise ValueError(f'sensitivity: {args.folder} has no sweep of {args.method} with results')
+        others = [method for method in dict.fromkeys(row.method for row in rows) if swept_keys(rows, method)]
+        there = f'; --method may be {" or ".join(others)}' if others else ''
+        raise ValueError(f'sensitivity: {args.folder} has no sweep of {args.method} with results{there}')
     say_left_out(rows, args.yardstick)
+    titles |= share_titles(args.folder, {key: own[args.method] for key, own in sweeps.items() if args.method in own})
     for key, own in sweeps.items():
         print(f'{titles.get(key, key)}: Delta p against {args.yardstick}')
         for points in own.values():
@@ -130,8 +137,33 @@ def run(args: argparse.Namespace) -> int:
         key: {method: [score_numbers(point) for point in points] for method, points in own.items()}
         for key, own in sweeps.items()
     }
-    print(f'sensitivity: {out}, {write_numbers(out, dict(yardstick=args.yardstick, sweeps=numbers))}')
+    about = dict(yardstick=args.yardstick, titles={key: titles.get(key, key) for key in sweeps}, sweeps=numbers)
+    print(f'sensitivity: {out}, {write_numbers(out, about)}')
     return status
+
+
+def share_titles(folder: str, sweeps: Mapping[str, Sequence[Score]]) -> dict[str, str]:
+    """Titles of the lambdas that are no weights, because target_ratio holds the strength; says so.
+
+    Args:
+        folder: That of the comparison.
+        sweeps: {key: the points of the method}.
+    """
+    found = {}
+    for key, points in sweeps.items():
+        name = key.rpartition('.')[2]
+        if name not in ('lambda_tsr', 'lambda_csa'):
+            continue
+        penalties = penalties_of(folder, [point.name for point in points])
+        say_unknown(penalties)
+        ratio, term = target_ratios(penalties), name.removeprefix('lambda_').upper()
+        if ratio:
+            found[key] = f'share of {term} at target_ratio {ratio}, {name}'
+            print(
+                f'{name}: target_ratio={ratio} holds the strength of the penalty, so this is the mix of the two terms; '
+                f'--method {PAPER_METHOD} sweeps a weight'
+            )
+    return found
 
 
 def swept_keys(rows: Sequence[Row], method: str) -> list[str]:

@@ -4,14 +4,15 @@ import argparse
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrepmtl.analysis.figures import check_figure_format
 from mmrepmtl.analysis.sweeps import Score, counting_metrics
 from mmrepmtl.cli import compare
-from mmrepmtl.comparison.plan import read_plan
+from mmrepmtl.comparison.paper_rows import penalty_of
+from mmrepmtl.comparison.plan import PLAN, read_plan
 from mmrepmtl.comparison.results_file import RESULTS, Row, read_results
 
 
@@ -78,6 +79,33 @@ def epochs_of(folder: Path) -> dict[str, int]:
     entries = read_plan(folder).get('entries') or {}
     found = {label: (entry['settings'].get('train_cfg') or {}).get('max_epochs') for label, entry in entries.items()}
     return {label: epochs for label, epochs in found.items() if epochs}
+
+
+def penalties_of(folder: str, labels: Iterable[str]) -> dict[str, dict[str, str] | None]:
+    """The arguments of Rep-MTL of some entries of a comparison.
+
+    Args:
+        folder: That of the comparison.
+        labels: The entries.
+
+    Returns:
+        {label: as :func:`mmrepmtl.comparison.paper_rows.penalty_of`}; None where ``comparison.json`` has no such entry.
+    """
+    entries = read_plan(Path(folder)).get('entries') or {}
+    return {label: penalty_of(entries[label]['settings']) if label in entries else None for label in labels}
+
+
+def target_ratios(penalties: Mapping[str, Mapping[str, str] | None]) -> str:
+    """The ratios that penalties are held at, such as '0.05'; '' where their weights are fixed."""
+    ratios = [penalty['target_ratio'] for penalty in penalties.values() if penalty]
+    return ', '.join(dict.fromkeys(ratio for ratio in ratios if ratio != 'none'))
+
+
+def say_unknown(penalties: Mapping[str, Mapping[str, str] | None]) -> None:
+    """Prints the entries whose settings are not known, if there are any."""
+    unknown = [label for label, penalty in penalties.items() if penalty is None]
+    if unknown:
+        print(f'{PLAN} has no settings of {", ".join(unknown)}: whether target_ratio holds their strength is not known')
 
 
 def score_numbers(score: Score) -> dict[str, Any]:
