@@ -265,11 +265,13 @@ def test_an_ablation_at_held_strength_says_so_and_is_not_beside_the_papers(tmp_p
     assert found['paper'] == {} and found['penalties']['rep-mtl-csa']['target_ratio'] == '0.05'
 
 
-@pytest.mark.parametrize('label', ['rep-mtl-paper', 'rep-mtl-paper-csa'])
-def test_the_papers_ablation_is_not_beside_a_penalty_of_another_kind_or_an_unknown_one(tmp_path, capsys, label):
+@pytest.mark.parametrize(
+    'label, other', [('rep-mtl-paper', dict(through='representation')), ('rep-mtl-paper-csa', dict(target_ratio=0.05))]
+)
+def test_the_papers_ablation_is_not_beside_a_penalty_of_another_kind_or_an_unknown_one(tmp_path, capsys, label, other):
     write_comparison(tmp_path, penalty=PAPER)
-    through = dict(PAPER, through='representation')
-    change_plan(tmp_path, lambda entries: entries[label]['settings'].update(optim_wrapper=dict(regularizers=[through])))
+    other = dict(regularizers=[dict(PAPER, **other)])
+    change_plan(tmp_path, lambda entries: entries[label]['settings'].update(optim_wrapper=other))
     analyse.main(['ablation', str(tmp_path)])
     assert 'of fixed weights that reach the heads too' in capsys.readouterr().out
     change_plan(tmp_path, lambda entries: entries.pop(label))
