@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmrepmtl.comparison import choice, plan, runs
+from mmrepmtl.comparison.agreement import Agreement, check_choices
 from mmrepmtl.comparison.collect import rows_of
 from mmrepmtl.comparison.entries import parse_options
 from mmrepmtl.comparison.execution import Execution, share_out
@@ -40,8 +41,8 @@ class Comparison:
 
     Raises:
         FileNotFoundError: There is no such config or results file.
-        ValueError: A method, a sweep or the config is not right, the config of a run in this folder has changed, or a
-            results file has a run with another config.
+        ValueError: A method, a sweep or the config is not right, the config or the options have changed since this
+            folder was begun, or a results file has a run with another config.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Comparison:
         self.contestants = plan.load_contestants(config, methods, self.options)
         self.results = self.work_dir / RESULTS
         self._known = list(known)
+        self._agreement = Agreement(config, self.options, self.contestants)
         self.rows: list[Row] = []
         self._unchosen = False
         self.choices: dict[str, Any] = plan.read_plan(self.work_dir).get('choices') or {}
         self.sweeps = choice.sweeps_of(self.contestants) if select_on else {}
+        check_choices(self.choices, self.sweeps, self.work_dir / plan.PLAN)
         finalists = [one for one in self.contestants if one.entry.group not in self.sweeps]
         self.runs = self._on_validation() if set(self.sweeps) - set(self.choices) else []
         first = {run.folder for run in self.runs}
@@ -93,15 +96,19 @@ class Comparison:
     def _checked(self, planned: list[Run]) -> list[Run]:
         """Refuses what has another config; marks what results files have."""
         runs.check_unchanged(planned)
-        if self.results.is_file():
-            rows = read_results(self.results)
-            planned = runs.mark_known(planned, rows, self.results)
-            self._add(rows)
-        labels = {CONSTANT, *(run.contestant.entry.label for run in planned)}
+        rows = read_results(self.results) if self.results.is_file() else []
+        self._agreement.check_plan(plan.read_plan(self.work_dir), self.work_dir, rows)
+        self._agreement.check_rows(rows, self.results)
+        planned = runs.mark_known(planned, rows, self.results)
+        self._add(rows)
+        labels = {run.contestant.entry.label for run in planned}
         for file in self._known:
             rows = read_results(file)
+            taken = [row for row in rows if row.label in labels and row.seed in self.seeds]
+            self._agreement.check_rows(taken, file)
             planned = runs.mark_known(planned, rows, file)
-            self._add([row for row in rows if row.label in labels and row.seed in (None, *self.seeds)])
+            # The best constants say nothing of their config: they are those of the runs beside them.
+            self._add([row for row in rows if row.label == CONSTANT and taken] + taken)
         return planned
 
     def plan_lines(self) -> list[str]:

@@ -101,8 +101,9 @@ def _make_run(work_dir: Path, contestant: Contestant, seed: int, options: Option
     steps = [('train', tuple(_train_command(contestant, folder, seed, options)))]
     if entry.method == STL:  # tests each task itself
         return Run(contestant, seed, folder, tuple(steps), (('test', STL_METRICS),))
-    if options.selection == 'last10' and splits == ('test',):  # the mean over evaluations of the training
-        return Run(contestant, seed, folder, tuple(steps), (('test', METRICS_FILE),))
+    if options.selection == 'last10':  # the mean over evaluations of the training, on the data of the test
+        split = 'val' if contestant.folder_suffix else 'test'
+        return Run(contestant, seed, folder, tuple(steps), ((split, METRICS_FILE),))
     checkpoint = str(folder / BEST_CHECKPOINT) if options.selection == 'best-val' else CHECKPOINT
     command = [sys.executable, '-m', 'mmrepmtl', 'test', str(folder / contestant.config_file), checkpoint, '--work-dir']
     results = []

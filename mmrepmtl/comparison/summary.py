@@ -115,8 +115,12 @@ def summarize(
         order: Labels in the order in which they were given; by default that of the rows. One without a row is missing.
         seeds: Seeds that every method should have; by default all that occur.
         split: Whose numbers count.
+
+    Raises:
+        ValueError: A label has rows of two configs.
     """
     rows = [row for row in rows if row.split == split]
+    _check_one_config(rows)
     runs: dict[str, dict[int | None, dict[str, float]]] = {}
     for row in rows:
         runs.setdefault(row.label, {}).setdefault(row.seed, {})[row.metric] = row.value
@@ -150,6 +154,17 @@ def summarize(
     methods = _with_ranks(methods, counting, directions)
     selections = sorted({row.selection for row in rows if row.label != CONSTANT and row.selection})
     return Summary(methods, keys, counting, directions, baseline, expected, notes, selections)
+
+
+def _check_one_config(rows: Sequence[Row]) -> None:
+    """A mean over runs of two configs is of neither."""
+    hashes: dict[str, str] = {}
+    for row in rows:
+        if row.label != CONSTANT and hashes.setdefault(row.label, row.config_hash) != row.config_hash:
+            raise ValueError(
+                f'{row.label} has rows of two configs, {hashes[row.label]} and {row.config_hash}: take those of one '
+                'out of the results'
+            )
 
 
 def _seed_order(item: tuple[int | None, object]) -> int:

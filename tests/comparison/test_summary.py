@@ -86,6 +86,16 @@ def test_missing_runs_and_numbers_are_said():
     assert not found.methods['odd'].metrics
 
 
+def test_a_mean_over_two_configs_is_refused():
+    rows = make_rows()
+    other = [make_row('uw', 3, metric, 1.0, config_hash='other') for metric in METRICS]
+    with pytest.raises(ValueError, match='uw has rows of two configs, 0123456789abcdef and other'):
+        summarize([*rows, *other])
+    # Validation rows may come from parts of the training images.
+    elsewhere = [make_row('uw', 0, metric, 1.0, config_hash='other', split='val') for metric in METRICS]
+    assert summarize([*rows, *elsewhere]).seeds == [0, 1, 2]
+
+
 def test_order_is_that_of_the_command_after_the_baselines():
     rows = make_rows({'rep-mtl': 1, 'ew': 0, 'stl': 0})
     assert list(summarize(rows, order=['ew', 'stl', 'rep-mtl']).methods) == ['constant', 'stl', 'ew', 'rep-mtl']
