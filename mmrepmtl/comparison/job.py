@@ -23,6 +23,8 @@ LAST_CHECKPOINT = 'last_checkpoint'
 CHECKPOINT = '{checkpoint}'
 """Stands in a command for the checkpoint that its run has written last."""
 POLL_SECONDS = 0.5
+_PROVENANCE = ('commit', 'versions')
+"""May be others when a run goes on than when it began."""
 
 
 class RunJob:
@@ -35,7 +37,7 @@ class RunJob:
     Args:
         spec: ``folder``; ``steps``, a list of ``dict(name, command)``; ``env``, what differs in the environment;
             ``cwd``; ``alive``, a file that the comparison holds locked as long as the run shall go on, or None;
-            ``about``, what the record says besides.
+            ``about``, what the record says besides; its ``commit`` and ``versions`` go to each attempt.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -85,8 +87,12 @@ class RunJob:
             record = json.loads((folder / RECORD).read_text(encoding='utf-8'))
         except (OSError, ValueError):
             record = {}
+        before = record
         record = dict(attempts=[], steps_done=[]) | record | self.spec['about'] | dict(state='running')
         for attempt in record['attempts']:
+            for key in _PROVENANCE:  # of a record that says it once for all
+                if key not in attempt and key in before:
+                    attempt[key] = before[key]
             if 'seconds' not in attempt:  # killed: its last word was its end
                 log = folder / LOG
                 end = log.stat().st_mtime if log.is_file() else attempt['started']
@@ -98,6 +104,7 @@ class RunJob:
     def _run(self, step: dict[str, Any], folder: Path, claim: int) -> str:
         command = [self._fill(part, folder) for part in step['command']]
         attempt: dict[str, Any] = dict(step=step['name'], started=time.time(), pid=os.getpid())
+        attempt |= {key: self.spec['about'][key] for key in _PROVENANCE if key in self.spec['about']}
         self._record['attempts'].append(attempt)
         self._write(folder)
         with open(folder / LOG, 'ab') as log:

@@ -42,6 +42,25 @@ def test_commands_run_in_turn_and_none_twice(tmp_path):
     assert lines == ['trained 1', 'tested']
 
 
+def test_each_attempt_says_what_it_was_made_with(tmp_path):
+    folder = tmp_path / 'run'
+    fails, works = script('raise SystemExit(3)'), script('pass')
+    first, second = (dict(commit=name, versions=dict(torch=name), settings={}) for name in 'ab')
+    RunJob(spec(folder, ('train', works), ('test', fails)) | dict(about=first))()
+    RunJob(spec(folder, ('train', works), ('test', works)) | dict(about=second))()
+    assert [attempt['commit'] for attempt in record(folder)['attempts']] == ['a', 'a', 'b']
+    assert [attempt['versions']['torch'] for attempt in record(folder)['attempts']] == ['a', 'a', 'b']
+
+
+def test_a_record_that_says_it_once_for_all_is_not_overwritten(tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    old = dict(attempts=[dict(step='train', started=0.0, seconds=1.0)], steps_done=['train'], commit='a')
+    (folder / 'run.json').write_text(json.dumps(old))
+    RunJob(spec(folder, ('train', []), ('test', script('pass'))) | dict(about=dict(commit='b')))()
+    assert [attempt['commit'] for attempt in record(folder)['attempts']] == ['a', 'b']
+
+
 def test_the_checkpoint_is_the_one_that_the_run_names_wherever_its_folder_is_now(tmp_path):
     folder = tmp_path / 'run'
     folder.mkdir()

@@ -16,8 +16,9 @@ from PIL import Image
 
 from mmrepmtl.apis.config_file import read_config
 from mmrepmtl.apis.loading import load_model
-from mmrepmtl.comparison.report import pictures, write_reports
+from mmrepmtl.comparison.report import pictures, sections, write_reports
 from mmrepmtl.comparison.report.figures import draw_bars, draw_curves, draw_forest
+from mmrepmtl.comparison.report.gather import Material
 from mmrepmtl.comparison.report.history import Curve, curves, log_folders, mean_curve, read_history, run_folder
 from mmrepmtl.comparison.summary import summarize
 from mmrepmtl.registry import DATASETS
@@ -146,6 +147,13 @@ def test_a_logarithmic_axis_has_ticks_and_needs_a_range():
 
     assert {'1', '10', '100', '200', '500'} <= ticks(wide) and {'1.0', '2.0', '3.0'} <= ticks(narrow)
     assert '2.0' not in ticks({'ew': Curve([0.0, 1.0], [-1.0, 900.0])}) and '1' not in ticks({'ew': Curve([0], [-1.0])})
+
+
+def test_what_is_not_equal_in_all_runs_is_said_also_where_each_run_has_both():
+    rows = make_rows({'stl': 0, 'ew': 1}, seeds=(0,))
+    rows = [replace(row, versions='{"torch": "1 and 2", "timm": "1"}') for row in rows]
+    text = sections.about(Material('made', summarize(rows), rows))
+    assert '<b>Not equal in all runs</b><ul><li>torch</li></ul>' in text and 'torch 1 and 2; timm 1' in text
 
 
 def path_ends(svg: str, name: str) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from mmrepmtl.comparison.report.figures import Panels, draw_bars, draw_curves, d
 from mmrepmtl.comparison.report.gather import Material
 from mmrepmtl.comparison.report.history import curves
 from mmrepmtl.comparison.report.published import published_table
-from mmrepmtl.comparison.results_file import CONSTANT, STL
+from mmrepmtl.comparison.results_file import AND, CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL
 from mmrepmtl.comparison.summary import Summary
 from mmrepmtl.comparison.tables import cells_of, columns_of, definitions
@@ -270,8 +270,8 @@ def about(material: Material) -> str:
     found: dict[str, dict[str, None]] = {}
     for row in material.rows:
         for name, value in json.loads(row.versions).items():
-            found.setdefault(str(name), {})[str(value)] = None
-    versions = '; '.join(f'{name} {" and ".join(values)}' for name, values in found.items())
+            found.setdefault(str(name), {}).update(dict.fromkeys(str(value).split(AND)))
+    versions = '; '.join(f'{name} {AND.join(values)}' for name, values in found.items())
     mixed = [name for name, values in found.items() if len(values) > 1]
     warning = missing('Not equal in all runs', mixed) if mixed else ''
     heads = ''.join(f'<th class="text">{name}</th>' for name in head)
