@@ -11,7 +11,7 @@ from mmrepmtl.comparison.report.published import published_table
 from mmrepmtl.comparison.results_file import AND, CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL
 from mmrepmtl.comparison.summary import Summary
-from mmrepmtl.comparison.tables import cells_of, columns_of, definitions
+from mmrepmtl.comparison.tables import PRELIMINARY, cells_of, columns_of, definitions
 
 #: Names in the logs: losses as the model gives them, and what the engine measures of the gradients of the tasks at Z.
 LOSSES, COSINES, NORMS = 'raw/', 'task_gradients/cos/', 'task_gradients/norm/'
@@ -33,12 +33,14 @@ def differences(material: Material) -> str:
     parts.append(
         _note(
             'Small dots: one seed each. Ring: their mean, filled where the difference is clear. Thick: the '
-            f"{100 * LEVEL:g} % interval of this comparison alone; thin: at the level of Holm's correction over the "
-            'methods of the panel. '
+            f'{100 * LEVEL:g} % interval of this comparison alone; thin: those of all methods of the panel together '
+            "(Bonferroni). Clear is what Holm's p says, which is a little less strict than the thin interval. "
             f'Delta p is against {baseline}, mean over tasks; the other panels show differences of it, paired by seed. '
             'An interval assumes normal differences, and is wide for few seeds; one beyond the panel is cut.'
         )
     )
+    if material.summary.preliminary:
+        parts.append(_note(PRELIMINARY))
     order = [name for name in ('ew-log', 'ew', STL) if name in groups]
     by_name = {name: [entry.verdict for entry in groups[name]] for name in order}
     for number, (name, sentences) in enumerate(by_name.items()):
