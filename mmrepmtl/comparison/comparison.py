@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,18 @@ class Comparison:
                 print_log(f'{self.work_dir}: the report is not written now: {error!r}', 'current', logging.WARNING)
 
     def _add(self, rows: Sequence[Row]) -> None:
-        """Keeps one row for each run and metric, the last that came, in the order of the plan."""
-        kept: Mapping[tuple, Row] = {(row.label, row.seed, row.split, row.metric): row for row in (*self.rows, *rows)}
+        """Keeps the rows of each run that came last, in the order of the plan: a metric that they lack is gone."""
+        kept: dict[tuple, dict[str, Row]] = {}
+        for some in (self.rows, rows):
+            new: dict[tuple, dict[str, Row]] = {}
+            for row in some:
+                new.setdefault((row.label, row.seed, row.split), {})[row.metric] = row
+            kept |= new
         labels = [contestant.entry.label for contestant in self.contestants]
         order = {label: place for place, label in enumerate([CONSTANT, *labels])}
         self.rows = sorted(
-            kept.values(), key=lambda row: (order.get(row.label, len(order)), -1 if row.seed is None else row.seed)
+            (row for run in kept.values() for row in run.values()),
+            key=lambda row: (order.get(row.label, len(order)), -1 if row.seed is None else row.seed),
         )
 
     def _write(self) -> None:

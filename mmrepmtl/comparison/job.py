@@ -6,6 +6,7 @@ needs neither torch nor the memory for it.
 
 import contextlib
 import datetime
+import enum
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 RECORD = 'run.json'
 LOG = 'run.log'
@@ -50,12 +51,8 @@ class RunJob:
         folder = Path(self.spec['folder'])
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CLAIM, 'a') as claim:
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if take(claim) is Lock.BUSY:
                 return 'busy'
-            except OSError:  # a file system without locks, of a cluster: its queue keeps two runs apart
-                pass
             self._record = self._begin(folder)
             state = 'done'
             for step in self.spec['steps']:
@@ -142,7 +139,7 @@ class RunJob:
             try:
                 return process.wait(POLL_SECONDS), asked
             except subprocess.TimeoutExpired:
-                if not asked and self.spec['alive'] is not None and is_free(self.spec['alive']):
+                if not asked and self.spec['alive'] is not None and is_gone(self.spec['alive']):
                     asked = True
                     process.send_signal(signal.SIGTERM)
 
@@ -170,16 +167,54 @@ def _leave_to_the_job() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
+class Lock(enum.Enum):
+    """The outcome of :func:`take`; NONE: the file system has no locks, as some of clusters."""
+
+    TAKEN, BUSY, NONE = 'taken', 'busy', 'none'
+
+
+def take(file: IO[str]) -> Lock:
+    """Locks an open file for this process and its children, or says that another one holds it.
+
+    :func:`is_free` holds a lock for an instant, which is no reason to give up: a run waits for it a second.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return Lock.TAKEN
+        except BlockingIOError:
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(1 / _ATTEMPTS)
+        except OSError:
+            return Lock.NONE
+    return Lock.BUSY
+
+
+_ATTEMPTS = 20
+
+
 def is_free(path: str | os.PathLike) -> bool:
-    """Whether no process holds a lock on a file; also if there is no such file."""
+    """Whether no process holds a lock on a file; also if there is no such file, or no lock on this file system."""
+    return _look(path) is not Lock.BUSY
+
+
+def is_gone(path: str | os.PathLike) -> bool:
+    """Whether the process has ended that holds a lock on a file and removes it at its end.
+
+    Where there are no locks, the file alone says it: the end of a process that was killed is not noticed.
+    """
+    return _look(path) is Lock.TAKEN or not os.path.exists(path)
+
+
+def _look(path: str | os.PathLike) -> Lock:
     try:
         with open(path, encoding='utf-8') as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
+            return Lock.TAKEN
     except BlockingIOError:
-        return False
-    except OSError:  # no such file, or a file system without locks
-        return True
+        return Lock.BUSY
+    except OSError:
+        return Lock.NONE
 
 
 def tail(file: str | os.PathLike) -> list[str]:

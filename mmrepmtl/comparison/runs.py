@@ -54,11 +54,22 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """The content of ``run.json``; empty if there is none, or a damaged one."""
+        return self._read()[0]
+
+    @property
+    def damage(self) -> str:
+        """Says what is wrong with ``run.json``; '' if it is whole, or not there."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[dict[str, Any], str]:
+        file = self.folder / RECORD
         try:
-            content = json.loads((self.folder / RECORD).read_text(encoding='utf-8'))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+            content = json.loads(file.read_text(encoding='utf-8'))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, ''
+        except (OSError, ValueError) as error:
+            return {}, f'{file} cannot be read ({error})'
+        return (content, '') if isinstance(content, dict) else ({}, f'{file} is no record of a run')
 
     @property
     def state(self) -> str:
@@ -171,10 +182,15 @@ def check_unchanged(runs: Sequence[Run]) -> None:
     """Refuses to go on in folders of another config.
 
     Raises:
-        ValueError: Naming each such contestant, and the first keys that differ.
+        ValueError: Naming each such contestant, and the first keys that differ; or a record that cannot be read.
     """
     changed: dict[str, str] = {}
     for run in runs:
+        if run.damage:
+            raise ValueError(
+                f'{run.damage}, so nothing says with which config {run.name} was begun; remove {run.folder} to train '
+                'it anew'
+            )
         record = run.record()
         if record and record.get('config_hash') != run.contestant.config_hash:
             what = differences(record.get('settings') or {}, run.contestant.settings)

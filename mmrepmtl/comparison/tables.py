@@ -173,8 +173,8 @@ def markdown_table(summary: Summary, published: Sequence[tuple[str, str]] = ()) 
         rule = (
             'Paired t tests over seeds; Delta p is the mean over tasks. "No clear difference" is said unless p is '
             f"below {ALPHA:g} after Holm's correction over all methods that are compared with one reference, those "
-            f'still to come among them. The intervals hold together with {100 * LEVEL:g} % (Bonferroni), and so are a little '
-            'wider: one may hold 0 where p is below the level.'
+            'still to come among them. The intervals of all of them hold together with '
+            f'{100 * LEVEL:g} % (Bonferroni), and so are a little wider: one may hold 0 where p is below the level.'
         )
         if summary.preliminary:
             rule += f' {PRELIMINARY}'

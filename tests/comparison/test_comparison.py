@@ -100,6 +100,36 @@ def test_another_config_is_refused_by_name_with_what_changed(tmp_path):
         comparison(tmp_path / 'd', options=longer, known=[folder / 'results.csv'])
 
 
+@pytest.mark.parametrize('damage', ['{"config_hash": "x', '[]', None])
+def test_a_damaged_record_is_no_missing_one(tmp_path, damage):
+    made = comparison(tmp_path, 'ew', 'uw')
+    finish(made)
+    record = made.runs[1].folder / 'run.json'
+    record.unlink()
+    if damage is None:
+        record.mkdir()
+    else:
+        record.write_text(damage)
+    with pytest.raises(
+        ValueError, match=r'run.json (cannot be read|is no record).*with which config uw, seed 0'
+    ) as error:
+        comparison(tmp_path, 'ew', 'uw')
+    assert str(made.runs[1].folder) in str(error.value)
+    shutil.rmtree(made.runs[1].folder)
+    assert states(comparison(tmp_path, 'ew', 'uw')) == ['done', 'missing']
+
+
+def test_a_metric_that_a_run_no_longer_has_goes_with_its_old_numbers(tmp_path):
+    made = comparison(tmp_path, 'ew', 'uw')
+    finish(made)
+    assert made.run(device='cpu') == 0
+    (tmp_path / 'results.csv').unlink()
+    again = comparison(tmp_path, 'ew', 'uw')
+    again.rows = [*made.rows, dataclasses.replace(made.rows[0], metric='depth/old')]
+    assert again.run(device='cpu') == 0
+    assert [(row.label, row.metric) for row in again.rows] == [('ew', 'depth/abs_err'), ('uw', 'depth/abs_err')]
+
+
 def test_a_config_of_its_own_is_measured_on_the_same_test_set(tmp_path):
     longer = variant(tmp_path, "train_cfg = dict(max_epochs=7)\noptim_wrapper = dict(loss_transform='log')")
     made = comparison(tmp_path / 'c', 'ew', str(longer), options=Options())
