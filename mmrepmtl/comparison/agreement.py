@@ -79,7 +79,7 @@ class Agreement:
                 )
 
     def _part_hash(self, contestant: Contestant) -> str | None:
-        """Of the contestant on parts of the training images; None where the config has validation data of its own."""
+        """The hash on parts of the training images; None where the config has validation data of its own, or no parts."""
         label = contestant.entry.label
         if label not in self._parts:
             try:

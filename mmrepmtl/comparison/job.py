@@ -87,7 +87,7 @@ class RunJob:
         before = record
         record = dict(attempts=[], steps_done=[]) | record | self.spec['about'] | dict(state='running')
         for attempt in record['attempts']:
-            for key in _PROVENANCE:  # of a record that says it once for all
+            for key in _PROVENANCE:  # an older record says it once for all attempts
                 if key not in attempt and key in before:
                     attempt[key] = before[key]
             if 'seconds' not in attempt:  # killed: its last word was its end

@@ -80,6 +80,8 @@ def test_the_value_that_is_chosen_is_added_and_stays_chosen(tmp_path, capsys):
     assert {row.selection for row in rows if row.label == values[9] and row.split == 'test'} == {
         'the best of 2 values on the validation data'
     }
+    # The other value is not missing in the table, and no method that a difference is corrected for.
+    assert 'No run is missing.' in (tmp_path / 'table.md').read_text()
     again = comparison(tmp_path, *methods, seeds=[3], select_on='val')
     planned = [(run.name, run.state) for run in again.runs if run.contestant.entry.label != 'ew']
     assert planned == [(f'{values[9]}, seed {seed}', 'done' if seed < 2 else 'missing') for seed in range(3)]
