@@ -79,7 +79,7 @@ class Agreement:
                 )
 
     def _part_hash(self, contestant: Contestant) -> str | None:
-        """The hash on parts of the training images; None where the config has validation data of its own, or no parts."""
+        """The hash on parts of the training images; None where there are no parts, or validation data of its own."""
         label = contestant.entry.label
         if label not in self._parts:
             try:
