@@ -82,8 +82,8 @@ def choose(values: Sequence[Contestant], seeds: Sequence[int], rows: Sequence[Ro
             counts for none.
 
     Returns:
-        ``dict(chosen, scores)``: the label, and {label: Delta p in percent of each seed, None where a metric is not
-        finite}.
+        ``dict(chosen, scores, hashes)``: the label, {label: Delta p in percent of each seed, None where a metric is
+        not finite}, and {label: hash of its config}.
 
     Raises:
         ValueError: A value or the baseline lacks a seed, the baseline has no metric above 0, or no value has a finite
@@ -107,7 +107,8 @@ def choose(values: Sequence[Contestant], seeds: Sequence[int], rows: Sequence[Ro
     means = {label: math.fsum(own) / len(own) for label, own in finite.items() if len(own) == len(seeds)}
     if not means:
         raise ValueError(f'--select-on val: no value of {", ".join(scores)} has finite metrics on the validation data')
-    return dict(chosen=max(means, key=lambda label: means[label]), scores=scores)
+    hashes = {value.entry.label: value.config_hash for value in values}
+    return dict(chosen=max(means, key=lambda label: means[label]), scores=scores, hashes=hashes)
 
 
 def _common_keys(baselines: Sequence[Mapping[str, float]]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from mmrepmtl.apis.config_file import PACKAGE
 from mmrepmtl.apis.evaluate import GIVEN_CHECKPOINT
 from mmrepmtl.comparison.entries import sweep_text
-from mmrepmtl.comparison.results_file import CONSTANT, STL, Row
+from mmrepmtl.comparison.results_file import AND, CONSTANT, STL, Row
 from mmrepmtl.comparison.runs import Run
 from mmrepmtl.engine.hooks.metrics_file import NO_SELECTION
 from mmrepmtl.evaluation import higher_is_better, load_results
@@ -41,8 +41,8 @@ def rows_of(run: Run, config: str) -> list[Row]:
     logs = list(_logs(run))
     of_run: dict[str, Any] = dict(
         config=config,
-        commit=record.get('commit', 'unknown'),
-        versions=json.dumps(record.get('versions', {}), sort_keys=True),
+        commit=_joined(attempt.get('commit') for attempt in _contributing(record)) or 'unknown',
+        versions=json.dumps(_joined_versions(_contributing(record)), sort_keys=True),
         finished=record.get('finished', ''),
     )
     costs: dict[str, Any] = dict(
@@ -65,6 +65,23 @@ def rows_of(run: Run, config: str) -> list[Row]:
         absent |= about | dict(label=CONSTANT, method=CONSTANT, config_hash='', selection='')
         rows += [Row(**absent, **_metric(*item)) for item in (meta.get('constant') or {}).items()]
     return rows
+
+
+def _contributing(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The attempts that a run's numbers come from: a training that failed may have left its checkpoint."""
+    attempts = [one for one in record.get('attempts', []) if one.get('step') == 'train' or one.get('state') == 'done']
+    shared = {key: record[key] for key in ('commit', 'versions') if key in record}
+    return [shared | attempt for attempt in attempts] or [shared]
+
+
+def _joined(values: Iterable[str | None]) -> str:
+    """The different ones: 'a', or 'a and b'."""
+    return AND.join(dict.fromkeys(value for value in values if value))
+
+
+def _joined_versions(attempts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    names = sorted({name for attempt in attempts for name in attempt.get('versions', {})})
+    return {name: _joined(attempt.get('versions', {}).get(name) for attempt in attempts) for name in names}
 
 
 def _metric(key: str, value: float | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmrepmtl.comparison import choice, plan, runs
+from mmrepmtl.comparison.agreement import Agreement, check_choices
 from mmrepmtl.comparison.collect import rows_of
 from mmrepmtl.comparison.entries import parse_options
 from mmrepmtl.comparison.execution import Execution, share_out
@@ -40,8 +41,8 @@ class Comparison:
 
     Raises:
         FileNotFoundError: There is no such config or results file.
-        ValueError: A method, a sweep or the config is not right, the config of a run in this folder has changed, or a
-            results file has a run with another config.
+        ValueError: A method, a sweep or the config is not right, the config or the options have changed since this
+            folder was begun, or a results file has a run with another config.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class Comparison:
         self.contestants = plan.load_contestants(config, methods, self.options)
         self.results = self.work_dir / RESULTS
         self._known = list(known)
+        self._agreement = Agreement(config, self.options, self.contestants)
         self.rows: list[Row] = []
         self._unchosen = False
         self.choices: dict[str, Any] = plan.read_plan(self.work_dir).get('choices') or {}
         self.sweeps = choice.sweeps_of(self.contestants) if select_on else {}
+        check_choices(self.choices, self.sweeps, self.work_dir / plan.PLAN)
         finalists = [one for one in self.contestants if one.entry.group not in self.sweeps]
         self.runs = self._on_validation() if set(self.sweeps) - set(self.choices) else []
         first = {run.folder for run in self.runs}
@@ -93,15 +96,19 @@ class Comparison:
     def _checked(self, planned: list[Run]) -> list[Run]:
         """Refuses what has another config; marks what results files have."""
         runs.check_unchanged(planned)
-        if self.results.is_file():
-            rows = read_results(self.results)
-            planned = runs.mark_known(planned, rows, self.results)
-            self._add(rows)
-        labels = {CONSTANT, *(run.contestant.entry.label for run in planned)}
+        rows = read_results(self.results) if self.results.is_file() else []
+        self._agreement.check_plan(plan.read_plan(self.work_dir), self.work_dir, rows)
+        self._agreement.check_rows(rows, self.results)
+        planned = runs.mark_known(planned, rows, self.results)
+        self._add(rows)
+        labels = {run.contestant.entry.label for run in planned}
         for file in self._known:
             rows = read_results(file)
+            taken = [row for row in rows if row.label in labels and row.seed in self.seeds]
+            self._agreement.check_rows(taken, file)
             planned = runs.mark_known(planned, rows, file)
-            self._add([row for row in rows if row.label in labels and row.seed in (None, *self.seeds)])
+            # The best constants say nothing of their config: they are those of the runs beside them.
+            self._add([row for row in rows if row.label == CONSTANT and taken] + taken)
         return planned
 
     def plan_lines(self) -> list[str]:
@@ -204,12 +211,18 @@ class Comparison:
                 print_log(f'{self.work_dir}: the report is not written now: {error!r}', 'current', logging.WARNING)
 
     def _add(self, rows: Sequence[Row]) -> None:
-        """Keeps one row for each run and metric, the last that came, in the order of the plan."""
-        kept: Mapping[tuple, Row] = {(row.label, row.seed, row.split, row.metric): row for row in (*self.rows, *rows)}
+        """Keeps the rows of each run that came last, in the order of the plan: a metric that they lack is gone."""
+        kept: dict[tuple, dict[str, Row]] = {}
+        for some in (self.rows, rows):
+            new: dict[tuple, dict[str, Row]] = {}
+            for row in some:
+                new.setdefault((row.label, row.seed, row.split), {})[row.metric] = row
+            kept |= new
         labels = [contestant.entry.label for contestant in self.contestants]
         order = {label: place for place, label in enumerate([CONSTANT, *labels])}
         self.rows = sorted(
-            kept.values(), key=lambda row: (order.get(row.label, len(order)), -1 if row.seed is None else row.seed)
+            (row for run in kept.values() for row in run.values()),
+            key=lambda row: (order.get(row.label, len(order)), -1 if row.seed is None else row.seed),
         )
 
     def _write(self) -> None:

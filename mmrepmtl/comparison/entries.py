@@ -71,9 +71,20 @@ def parse_entries(texts: Sequence[str], config: str) -> list[Entry]:
         if entry.label in labels:
             raise ValueError(f'--methods: {entry.label!r} is there twice; leave out one of the two')
         labels[entry.label] = entry.label
-        if entry.label == CONSTANT:
-            raise ValueError(f'--methods: {CONSTANT!r} is the name of the best constants; rename the config file')
+        _check_own_name(entry, {*known, *available_methods()})
     return entries
+
+
+def _check_own_name(entry: Entry, methods: Collection[str]) -> None:
+    """The table knows its baselines and the published methods by name: a config file may not pass for one."""
+    name = entry.label.partition(':')[0]
+    if name == CONSTANT:
+        raise ValueError(f'--methods: {CONSTANT!r} is the name of the best constants; rename the config file')
+    if entry.method is None and set(name.split('+')) <= set(methods):
+        raise ValueError(
+            f'--methods: {entry.config!r} would be {name!r} in the table, which is the name of a method; rename the '
+            'config file'
+        )
 
 
 def _parse_entry(text: str, config: str, known: Sequence[str]) -> Iterator[Entry]:

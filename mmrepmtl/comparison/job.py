@@ -6,6 +6,7 @@ needs neither torch nor the memory for it.
 
 import contextlib
 import datetime
+import enum
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 RECORD = 'run.json'
 LOG = 'run.log'
@@ -23,6 +24,8 @@ LAST_CHECKPOINT = 'last_checkpoint'
 CHECKPOINT = '{checkpoint}'
 """Stands in a command for the checkpoint that its run has written last."""
 POLL_SECONDS = 0.5
+_PROVENANCE = ('commit', 'versions')
+"""May be others when a run goes on than when it began."""
 
 
 class RunJob:
@@ -35,7 +38,7 @@ class RunJob:
     Args:
         spec: ``folder``; ``steps``, a list of ``dict(name, command)``; ``env``, what differs in the environment;
             ``cwd``; ``alive``, a file that the comparison holds locked as long as the run shall go on, or None;
-            ``about``, what the record says besides.
+            ``about``, what the record says besides; its ``commit`` and ``versions`` go to each attempt.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -48,12 +51,8 @@ class RunJob:
         folder = Path(self.spec['folder'])
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / CLAIM, 'a') as claim:
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if take(claim) is Lock.BUSY:
                 return 'busy'
-            except OSError:  # a file system without locks, of a cluster: its queue keeps two runs apart
-                pass
             self._record = self._begin(folder)
             state = 'done'
             for step in self.spec['steps']:
@@ -85,8 +84,12 @@ class RunJob:
             record = json.loads((folder / RECORD).read_text(encoding='utf-8'))
         except (OSError, ValueError):
             record = {}
+        before = record
         record = dict(attempts=[], steps_done=[]) | record | self.spec['about'] | dict(state='running')
         for attempt in record['attempts']:
+            for key in _PROVENANCE:  # an older record says it once for all attempts
+                if key not in attempt and key in before:
+                    attempt[key] = before[key]
             if 'seconds' not in attempt:  # killed: its last word was its end
                 log = folder / LOG
                 end = log.stat().st_mtime if log.is_file() else attempt['started']
@@ -98,6 +101,7 @@ class RunJob:
     def _run(self, step: dict[str, Any], folder: Path, claim: int) -> str:
         command = [self._fill(part, folder) for part in step['command']]
         attempt: dict[str, Any] = dict(step=step['name'], started=time.time(), pid=os.getpid())
+        attempt |= {key: self.spec['about'][key] for key in _PROVENANCE if key in self.spec['about']}
         self._record['attempts'].append(attempt)
         self._write(folder)
         with open(folder / LOG, 'ab') as log:
@@ -135,7 +139,7 @@ class RunJob:
             try:
                 return process.wait(POLL_SECONDS), asked
             except subprocess.TimeoutExpired:
-                if not asked and self.spec['alive'] is not None and is_free(self.spec['alive']):
+                if not asked and self.spec['alive'] is not None and is_gone(self.spec['alive']):
                     asked = True
                     process.send_signal(signal.SIGTERM)
 
@@ -163,16 +167,54 @@ def _leave_to_the_job() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
+class Lock(enum.Enum):
+    """The outcome of :func:`take`; NONE: the file system has no locks, as some of clusters."""
+
+    TAKEN, BUSY, NONE = 'taken', 'busy', 'none'
+
+
+def take(file: IO[str]) -> Lock:
+    """Locks an open file for this process and its children, or says that another one holds it.
+
+    :func:`is_free` holds a lock for an instant, which is no reason to give up: a run waits for it a second.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return Lock.TAKEN
+        except BlockingIOError:
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(1 / _ATTEMPTS)
+        except OSError:
+            return Lock.NONE
+    return Lock.BUSY
+
+
+_ATTEMPTS = 20
+
+
 def is_free(path: str | os.PathLike) -> bool:
-    """Whether no process holds a lock on a file; also if there is no such file."""
+    """Whether no process holds a lock on a file; also if there is no such file, or no lock on this file system."""
+    return _look(path) is not Lock.BUSY
+
+
+def is_gone(path: str | os.PathLike) -> bool:
+    """Whether the process has ended that holds a lock on a file and removes it at its end.
+
+    Where there are no locks, the file alone says it: the end of a process that was killed is not noticed.
+    """
+    return _look(path) is Lock.TAKEN or not os.path.exists(path)
+
+
+def _look(path: str | os.PathLike) -> Lock:
     try:
         with open(path, encoding='utf-8') as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
+            return Lock.TAKEN
     except BlockingIOError:
-        return False
-    except OSError:  # no such file, or a file system without locks
-        return True
+        return Lock.BUSY
+    except OSError:
+        return Lock.NONE
 
 
 def tail(file: str | os.PathLike) -> list[str]:

@@ -1,10 +1,14 @@
 """One comparison at a time in a folder, and a sign of life that its runs look at."""
 
-import fcntl
+import logging
 import os
 import socket
 import uuid
 from pathlib import Path
+
+from mmengine.logging import print_log
+
+from mmrepmtl.comparison.job import Lock, take
 
 LOCK = '.compare.lock'
 ALIVE = '.compare.alive'
@@ -23,15 +27,21 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / LOCK, 'a+', encoding='utf-8')  # noqa: SIM115 - held as long as this object
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        found = take(self._file)
+        if found is Lock.BUSY:
             self._file.seek(0)
             who = self._file.read().strip() or 'another process'
             self._file.close()
             raise ValueError(
                 f'another compare is at work in {folder} ({who}); wait for it, stop it, or take another --work-dir'
-            ) from None
+            )
+        if found is Lock.NONE:
+            print_log(
+                f'{folder}: this file system has no locks (flock), so a second compare here is not noticed, nor by the '
+                'runs that this one was killed; start no second one',
+                'current',
+                logging.WARNING,
+            )
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
@@ -40,7 +50,7 @@ class FolderLock:
             old.unlink(missing_ok=True)
         self.alive = folder / f'{ALIVE}.{uuid.uuid4().hex}'
         self._alive = open(self.alive, 'w', encoding='utf-8')  # noqa: SIM115
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
+        take(self._alive)
 
     def stop_runs(self) -> None:
         """Has the runs of this comparison write their checkpoints and end."""

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmrepmtl.apis.config import check_comparable, load_config, metric_settings, test_data
-from mmrepmtl.apis.select_checkpoint import apply_selection
+from mmrepmtl.apis.select_checkpoint import apply_selection, validates_on_test_set
 from mmrepmtl.apis.splits import check_split
 from mmrepmtl.apis.train import check_training, single_task_config
 from mmrepmtl.comparison.entries import Entry, parse_entries, parse_options, resolve_options
@@ -115,6 +115,11 @@ def load_contestant(entry: Entry, options: Options, folder_suffix: str = '') -> 
     cfg = load_entry(entry, options)
     check_training(cfg)
     check_split(cfg, 'test', 'compare')
+    if options.selection == 'last10' and not validates_on_test_set(cfg):
+        raise ValueError(
+            '--selection last10: it is the mean of evaluations on val_dataloader, but test_dataloader has other data, '
+            'and a comparison is of the test set; use last or best-val'
+        )
     heads = cfg.model.get('heads') or {}
     if entry.method == STL:
         if not heads:

@@ -16,6 +16,8 @@ CONSTANT = 'constant'
 """Label of the best constant predictions of the training set, which have no seed."""
 STL = 'stl'
 """Label of the single-task baseline."""
+AND = ' and '
+"""Between the commits or versions of a run that has gone on with others than it began with."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Row:
         selection: Which checkpoint was tested.
         config: The config of the comparison, as it was given.
         config_hash: Of the resolved config, without what does not change the numbers.
-        commit: Git commit of the checkout, 'unknown' outside.
-        versions: JSON text: {package: version}, the device and its threads.
+        commit: Git commit of the checkout, 'unknown' outside; 'a and b' if the run has gone on with another.
+        versions: JSON text: {package: version}, the device and its threads; likewise joined.
         step_seconds: Median time of an iteration, s; None if the log does not say it.
         peak_memory_mib: Of the GPU where there is one, else of the process, MiB.
         train_seconds: Time of all trainings of this run, s, also those before a resume.

@@ -54,11 +54,22 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """The content of ``run.json``; empty if there is none, or a damaged one."""
+        return self._read()[0]
+
+    @property
+    def damage(self) -> str:
+        """Says what is wrong with ``run.json``; '' if it is whole, or not there."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[dict[str, Any], str]:
+        file = self.folder / RECORD
         try:
-            content = json.loads((self.folder / RECORD).read_text(encoding='utf-8'))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+            content = json.loads(file.read_text(encoding='utf-8'))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}, ''
+        except (OSError, ValueError) as error:
+            return {}, f'{file} cannot be read ({error})'
+        return (content, '') if isinstance(content, dict) else ({}, f'{file} is no record of a run')
 
     @property
     def state(self) -> str:
@@ -101,8 +112,9 @@ def _make_run(work_dir: Path, contestant: Contestant, seed: int, options: Option
     steps = [('train', tuple(_train_command(contestant, folder, seed, options)))]
     if entry.method == STL:  # tests each task itself
         return Run(contestant, seed, folder, tuple(steps), (('test', STL_METRICS),))
-    if options.selection == 'last10' and splits == ('test',):  # the mean over evaluations of the training
-        return Run(contestant, seed, folder, tuple(steps), (('test', METRICS_FILE),))
+    if options.selection == 'last10':  # the mean over evaluations of the training, on the data of the test
+        split = 'val' if contestant.folder_suffix else 'test'
+        return Run(contestant, seed, folder, tuple(steps), ((split, METRICS_FILE),))
     checkpoint = str(folder / BEST_CHECKPOINT) if options.selection == 'best-val' else CHECKPOINT
     command = [sys.executable, '-m', 'mmrepmtl', 'test', str(folder / contestant.config_file), checkpoint, '--work-dir']
     results = []
@@ -170,10 +182,15 @@ def check_unchanged(runs: Sequence[Run]) -> None:
     """Refuses to go on in folders of another config.
 
     Raises:
-        ValueError: Naming each such contestant, and the first keys that differ.
+        ValueError: Naming each such contestant, and the first keys that differ; or a record that cannot be read.
     """
     changed: dict[str, str] = {}
     for run in runs:
+        if run.damage:
+            raise ValueError(
+                f'{run.damage}, so nothing says with which config {run.name} was begun; remove {run.folder} to train '
+                'it anew'
+            )
         record = run.record()
         if record and record.get('config_hash') != run.contestant.config_hash:
             what = differences(record.get('settings') or {}, run.contestant.settings)

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmrepmtl.apis.splits import SPLITS
 from mmrepmtl.utils.config_types import plain_data
 
-# Places, pictures and logs; a checkpoint is written when it is due, which changes no number.
+# Places, pictures and logs; a checkpoint is written when it is due, which changes no number if the end has one.
 _IGNORED = (
     'work_dir',
     'experiment_name',
@@ -25,6 +25,7 @@ _IGNORED = (
     'custom_imports',
 )
 _IGNORED_HOOKS = ('logger', 'timer', 'visualization', 'checkpoint', 'task_gradients')
+_OF_THE_LAST = ('interval', 'by_epoch', 'save_begin', 'save_last')
 _IGNORED_OF_LOADERS = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
 _IGNORED_OF_DATA = ('data_root', 'cache_dir')
 
@@ -32,8 +33,9 @@ _IGNORED_OF_DATA = ('data_root', 'cache_dir')
 def settings_of(cfg: Config) -> dict[str, Any]:
     """The settings that a run's numbers depend on, in JSON's types.
 
-    Left out are the folders of the run and of the data, what is logged and drawn, how often a checkpoint is written,
-    and the workers of the loaders. Code that a config imports is not looked into.
+    Left out are the folders of the run and of the data, what is logged and drawn, how often a checkpoint is written
+    (unless ``save_last=False`` makes it decide which one is the last), and the workers of the loaders. Code that a
+    config imports is not looked into.
 
     Args:
         cfg: As :func:`mmrepmtl.apis.load_config` makes it.
@@ -41,8 +43,12 @@ def settings_of(cfg: Config) -> dict[str, Any]:
     content = plain_data(cfg.to_dict())
     # A leading underscore: a part that the config file uses where it counts.
     content = {key: value for key, value in content.items() if key not in _IGNORED and not key.startswith('_')}
+    hooks = content.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint') or {}
     for hook in _IGNORED_HOOKS:
-        (content.get('default_hooks') or {}).pop(hook, None)
+        hooks.pop(hook, None)
+    if checkpoint.get('save_last') is False:  # the last checkpoint, which is tested, is then not of the end
+        hooks['checkpoint'] = {key: checkpoint[key] for key in _OF_THE_LAST if key in checkpoint}
     for split in SPLITS:
         loader = content.get(f'{split}_dataloader') or {}
         for key in _IGNORED_OF_LOADERS:

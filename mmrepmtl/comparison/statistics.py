@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.stats import rankdata, t
 
-LEVEL = 0.95
-"""Confidence of the intervals, over all methods of a comparison together."""
+ALPHA = 0.05
+"""Level of the tests, over all methods of a comparison together."""
+LEVEL = 1 - ALPHA
+"""Confidence of the intervals, over all methods of a comparison together: with this probability or more all of them
+hold their true differences."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,13 @@ class Difference:
         seeds: The seeds that both have.
         values: {seed: difference}, in percentage points of Delta p.
         mean: Mean over those seeds; None without a seed in common.
-        interval: Corrected confidence interval (low, high); None where no statement can be made.
+        interval: Simultaneous confidence interval (low, high), by Bonferroni's correction over the family; None where
+            no statement can be made.
         plain: The interval of this comparison alone, without a correction.
         p: Holm's adjusted p-value of the paired t test; None where there is no interval.
         family: How many methods the correction is over.
+        planned_seeds: How many seeds the comparison has.
+        preliminary: Whether runs or numbers of the comparison are missing.
     """
 
     label: str
@@ -95,6 +101,8 @@ class Difference:
     plain: tuple[float, float] | None = None
     p: float | None = None
     family: int = 0
+    planned_seeds: int = 0
+    preliminary: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -103,8 +111,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the corrected interval excludes 0."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        """Whether Holm's adjusted p-value is below 0.05; the interval, which is wider, may hold 0 then."""
+        return self.p is not None and self.p < ALPHA
 
     @property
     def verdict(self) -> str:
@@ -112,7 +120,7 @@ class Difference:
         against = f'{self.label} against {self.reference}'
         if not self.values:
             return f'{against}: no statement, there is no seed for which both have a Delta p.'
-        if self.interval is None:
+        if self.interval is None or self.mean is None or self.p is None:
             shown = f'Delta p {self.mean:+.2f}'
             if len(self.values) == 1:
                 return f'{against}: no statement, {shown} comes from one seed, so there is no interval.'
@@ -121,38 +129,61 @@ class Difference:
                 'about its spread.'
             )
         low, high = self.interval
-        correction = (
-            "Holm's correction for 1 method" if self.family == 1 else f"Holm's correction for {self.family} methods"
-        )
+        count, early = len(self.values), 'preliminary; ' if self.preliminary else ''
+        seeds = f'{count} of {self.planned_seeds}' if count < self.planned_seeds else f'{count}'
+        methods = f'{self.family} method{"" if self.family == 1 else "s"}'
         numbers = (
-            f'Delta p {self.mean:+.2f}, {100 * LEVEL:g} % interval {low:+.2f} to {high:+.2f} after {correction}, '
-            f'{len(self.values)} seeds'
+            f'{early}Delta p {self.mean:+.2f}, p {_p_text(self.p)} '
+            f"after Holm's correction for {methods}, "
+            f'{100 * LEVEL:g} % interval {low:+.2f} to {high:+.2f} over all of them together, {seeds} seeds'
         )
         if not self.clear:
             return f'{against}: no clear difference ({numbers}).'
-        return f'{against}: {"better" if low > 0 else "worse"} ({numbers}).'
+        return f'{against}: {"better" if self.mean > 0 else "worse"} ({numbers}).'
+
+
+def _p_text(p: float) -> str:
+    """Two digits; more where these would stand on the other side of the level."""
+    if p < 0.001:
+        return '< 0.001'
+    texts = [f'{p:.{digits}g}' for digits in (2, 3, 6, 17)]
+    return next(text for text in texts if (float(text) < ALPHA) == (p < ALPHA))
 
 
 def paired_differences(
-    deltas: Mapping[str, Mapping[int, float]], reference: str, baseline: bool = False
+    deltas: Mapping[str, Mapping[int, float]],
+    reference: str,
+    baseline: bool = False,
+    family: int = 0,
+    planned_seeds: int = 0,
+    preliminary: bool = False,
 ) -> list[Difference]:
     """Compares each method with a reference, over the seeds that both have.
 
-    The interval of a method is that of the paired t test at the level at which Holm's procedure decides about it: with
-    k methods and p-values in rising order, the i-th is tested at (1 - 0.95) / (k - i + 1), and all that follow the
-    first one which is not clear at the level of that one. So an interval excludes 0 exactly where Holm's adjusted
-    p-value is below 0.05. It assumes that the differences are normally distributed, which few seeds cannot show.
+    The verdict is that of the paired t test with Holm's correction. The interval is the simultaneous one, at the level
+    0.05 / k for k methods (Bonferroni): all k hold together with 95 % or more, which those at Holm's own levels do not.
+    So it is a little wider than the verdict, and may hold 0 where Holm's adjusted p-value is below 0.05. Both assume
+    that the differences are normally distributed, which few seeds cannot show.
+
+    A method without a p-value, of which runs are missing or all seeds have the same difference, stays in the family as
+    one with p = 1. Whatever it turns out to be, no difference that is clear without it ceases to be clear with it.
 
     Args:
         deltas: {method: {seed: Delta p}}.
         reference: The method to compare with; it is not compared with itself.
         baseline: ``reference`` is what Delta p is measured against, so its own is 0 for every seed.
+        family: How many methods are planned to be compared with it, if more than there are now.
+        planned_seeds: How many seeds each shall have.
+        preliminary: Whether runs or numbers are missing.
 
     Returns:
         One per method, in the order given.
 
     Raises:
         ValueError: The reference is not among the methods.
+
+    Source: Holm 1979 (:func:`holm`) for the p-values; Dunn, "Multiple comparisons among means", Journal of the American
+    Statistical Association 1961, for the intervals.
     """
     if not baseline and reference not in deltas:
         raise ValueError(f'paired_differences: there is no {reference!r}, only {", ".join(deltas) or "nothing"}')
@@ -162,22 +193,21 @@ def paired_differences(
             continue
         other = dict.fromkeys(own, 0.0) if baseline else deltas[reference]
         found.append(Difference(label, reference, {seed: own[seed] - other[seed] for seed in own if seed in other}))
-    tests = {index: _Test(list(entry.values.values())) for index, entry in enumerate(found)}
-    tested = {index: test.p for index, test in tests.items() if test.p is not None}
-    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
-    levels = dict(zip(tested, _levels(list(tested.values())), strict=True))
+    tests = [_Test(list(entry.values.values())) for entry in found]
+    count = max(family, len(found))
+    adjusted = holm([1.0 if test.p is None else test.p for test in tests] + [1.0] * (count - len(tests)))
     return [
-        Difference(
-            entry.label,
-            reference,
-            entry.values,
-            mean=tests[index].mean,
-            interval=tests[index].interval(levels[index]) if index in tested else None,
-            plain=tests[index].interval(1 - LEVEL) if index in tested else None,
-            p=adjusted.get(index),
-            family=len(tested),
+        replace(
+            entry,
+            mean=test.mean,
+            interval=None if test.p is None else test.interval(ALPHA / count),
+            plain=None if test.p is None else test.interval(ALPHA),
+            p=None if test.p is None else p,
+            family=count,
+            planned_seeds=planned_seeds,
+            preliminary=preliminary,
         )
-        for index, entry in enumerate(found)
+        for entry, test, p in zip(found, tests, adjusted, strict=False)
     ]
 
 
@@ -197,15 +227,3 @@ class _Test:
     def interval(self, alpha: float) -> tuple[float, float]:
         half = float(t.isf(alpha / 2, self._freedom)) * self._error
         return self._centre - half, self._centre + half
-
-
-def _levels(p_values: Sequence[float]) -> list[float]:
-    """The alpha at which Holm's procedure decides about each p-value."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    levels, stopped = [0.0] * len(p_values), None
-    for position, i in enumerate(order):
-        level = (1 - LEVEL) / (len(p_values) - position) if stopped is None else stopped
-        levels[i] = level
-        if stopped is None and p_values[i] >= level:
-            stopped = level
-    return levels

@@ -24,7 +24,7 @@ class MethodSummary:
         runs: {seed: {metric: value}}; the constants have the seed None.
         metrics: {metric: mean and deviation over the seeds that have a finite number}.
         delta_task, delta_metric: {seed: Delta p in percent}, of the seeds that have one.
-        rank: Mean rank over the metrics that count; None for the baselines and where a metric is missing.
+        rank: Mean rank over the metrics that count; None for the baselines and where a metric lacks a seed.
         step_seconds, peak_memory_mib, train_seconds: Means over seeds, None if no row says it.
     """
 
@@ -63,6 +63,8 @@ class Summary:
         seeds: All seeds.
         notes: The runs and numbers that are missing, and why.
         selections: Which checkpoints were tested.
+        planned: The multi-task methods that there are or will be.
+        preliminary: Whether one of them lacks the Delta p of a seed, or the baseline is not the one that is planned.
     """
 
     methods: Mapping[str, MethodSummary]
@@ -73,6 +75,8 @@ class Summary:
     seeds: Sequence[int]
     notes: Sequence[str]
     selections: Sequence[str] = ()
+    planned: Sequence[str] = ()
+    preliminary: bool = False
 
     @property
     def tasks(self) -> dict[str, list[str]]:
@@ -96,13 +100,23 @@ class Summary:
         deltas = {
             label: getattr(self.methods[label], f'delta_{kind}') for label in self.competitors if label != self.baseline
         }
-        found = {}
-        if self.baseline is not None and deltas:
-            found[self.baseline] = paired_differences(deltas, self.baseline, baseline=True)
-        for reference in REFERENCES:
-            if reference in deltas and len(deltas) > 1:
-                found[reference] = paired_differences(deltas, reference)
-        return found
+        references = [self.baseline] if self.baseline is not None and deltas else []
+        references += [reference for reference in REFERENCES if reference in deltas and len(deltas) > 1]
+        return {
+            reference: paired_differences(
+                deltas,
+                reference,
+                baseline=reference == self.baseline,
+                family=len({*self.planned} - {reference, self.baseline}),
+                planned_seeds=len(self.seeds),
+                preliminary=self.preliminary,
+            )
+            for reference in references
+        }
+
+    def complete(self, value: Estimate | None) -> bool:
+        """Whether a number is a mean over all seeds; one that lacks a seed may have lost the worst."""
+        return value is not None and value.count >= len(self.seeds)
 
 
 def summarize(
@@ -112,11 +126,16 @@ def summarize(
 
     Args:
         rows: Of ``results.csv``.
-        order: Labels in the order in which they were given; by default that of the rows. One without a row is missing.
+        order: Labels in the order in which they were given; by default that of the rows. One without a row is missing,
+            and counts among the methods that a difference is corrected for.
         seeds: Seeds that every method should have; by default all that occur.
         split: Whose numbers count.
+
+    Raises:
+        ValueError: A label has rows of two configs.
     """
     rows = [row for row in rows if row.split == split]
+    _check_one_config(rows)
     runs: dict[str, dict[int | None, dict[str, float]]] = {}
     for row in rows:
         runs.setdefault(row.label, {}).setdefault(row.seed, {})[row.metric] = row.value
@@ -147,9 +166,24 @@ def summarize(
         notes.append(
             f'Delta p: neither {" nor ".join(BASELINES)} has a finished run, so there is nothing to measure it by'
         )
-    methods = _with_ranks(methods, counting, directions)
+    methods = _with_ranks(methods, counting, directions, len(expected))
     selections = sorted({row.selection for row in rows if row.label != CONSTANT and row.selection})
-    return Summary(methods, keys, counting, directions, baseline, expected, notes, selections)
+    planned = [label for label in dict.fromkeys([*order, *labels]) if label not in (STL, CONSTANT)]
+    preliminary = STL in order and baseline != STL
+    for label in planned:
+        preliminary |= label not in methods or not set(expected) <= set(methods[label].delta_task)
+    return Summary(methods, keys, counting, directions, baseline, expected, notes, selections, planned, preliminary)
+
+
+def _check_one_config(rows: Sequence[Row]) -> None:
+    """A mean over runs of two configs is of neither."""
+    hashes: dict[str, str] = {}
+    for row in rows:
+        if row.label != CONSTANT and hashes.setdefault(row.label, row.config_hash) != row.config_hash:
+            raise ValueError(
+                f'{row.label} has rows of two configs, {hashes[row.label]} and {row.config_hash}: take those of one '
+                'out of the results'
+            )
 
 
 def _seed_order(item: tuple[int | None, object]) -> int:
@@ -238,10 +272,10 @@ def _mean_of(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _with_ranks(
-    methods: Mapping[str, MethodSummary], counting: Sequence[str], directions: Mapping[str, bool]
+    methods: Mapping[str, MethodSummary], counting: Sequence[str], directions: Mapping[str, bool], seeds: int
 ) -> dict[str, MethodSummary]:
     means = {
-        label: {key: found.mean for key, found in own.metrics.items()}
+        label: {key: found.mean for key, found in own.metrics.items() if found.count >= seeds}
         for label, own in methods.items()
         if label not in (STL, CONSTANT)
     }

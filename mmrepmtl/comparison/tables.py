@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mmrepmtl.comparison.results_file import CONSTANT, STL
-from mmrepmtl.comparison.statistics import LEVEL, Estimate
+from mmrepmtl.comparison.statistics import ALPHA, LEVEL, Estimate
 from mmrepmtl.comparison.summary import Summary
 from mmrepmtl.evaluation.metric_table import AVERAGE
 
 DELTAS = {'task': 'Delta p, tasks', 'metric': 'Delta p, metrics'}
 RANK, SEEDS = 'mean rank', 'seeds'
+PRELIMINARY = 'These are preliminary, since runs or numbers are missing.'
 
 _TEX = {
     '\\': r'\textbackslash{}',
@@ -81,10 +82,12 @@ def cells_of(summary: Summary) -> dict[str, list[Cell]]:
     columns = columns_of(summary)
     cells: dict[str, list[Cell]] = {label: [] for label in summary.methods}
     for column, found in zip(columns, values, strict=False):
-        places = _places({label: found[label] for label in summary.competitors}, bool(column.higher))
+        whole = [label for label in summary.competitors if column.name == RANK or summary.complete(found[label])]
+        places = _places({label: found[label] for label in whole}, bool(column.higher))
         digits = 2 if not column.task else digits_of([value.mean for value in found.values() if value is not None])
         for label, value in found.items():
-            text = format_estimate(value, digits, signed=column.name in DELTAS.values())
+            seeds = 0 if label == CONSTANT or column.name == RANK else len(summary.seeds)
+            text = format_estimate(value, digits, signed=column.name in DELTAS.values(), seeds=seeds)
             if value is not None and label == summary.baseline and column.name in DELTAS.values():
                 text = '0'
             cells[label].append(Cell(text, places.get(label, 0), None if value is None else value.mean))
@@ -101,6 +104,12 @@ def definitions(summary: Summary) -> list[str]:
         'deviation.',
         f'Best and second are those among the multi-task methods, not of the rows {STL} and {CONSTANT}.',
     ]
+    own = [summary.methods[label] for label in summary.methods if label != CONSTANT]
+    if not all(summary.complete(value) for one in own for value in one.metrics.values()):
+        found.append(
+            f'"n=" beside a number: it is the mean of so many of the {len(summary.seeds)} seeds, the others are '
+            'missing or not finite; it has no place, and its method no mean rank.'
+        )
     if summary.baseline is not None:
         what = (
             'the single-task baseline of the same seed'
@@ -162,10 +171,13 @@ def markdown_table(summary: Summary, published: Sequence[tuple[str, str]] = ()) 
     sentences = verdicts(summary)
     if sentences:
         rule = (
-            f"Paired over seeds, {100 * LEVEL:g} % intervals of the t distribution, Holm's correction over the methods "
-            'of each reference; Delta p is the mean over tasks. "No clear difference" is said unless the corrected '
-            'interval excludes 0.'
+            'Paired t tests over seeds; Delta p is the mean over tasks. "No clear difference" is said unless p is '
+            f"below {ALPHA:g} after Holm's correction over all methods that are compared with one reference, those "
+            'still to come among them. The intervals of all of them hold together with '
+            f'{100 * LEVEL:g} % (Bonferroni), and so are a little wider: one may hold 0 where p is below the level.'
         )
+        if summary.preliminary:
+            rule += f' {PRELIMINARY}'
         parts += [_md_list('## Differences', sentences), rule]
     parts += [f'## {heading}\n\n{text}' for heading, text in published]
     return '\n\n'.join(parts) + '\n'
@@ -218,9 +230,11 @@ def latex_table(summary: Summary) -> str:
     )
 
 
-def format_estimate(value: Estimate | None, digits: int = 2, signed: bool = False) -> str:
-    """Mean ± deviation as text; '-' where there is none."""
-    return '-' if value is None else _number(value, digits, signed)
+def format_estimate(value: Estimate | None, digits: int = 2, signed: bool = False, seeds: int = 0) -> str:
+    """Mean ± deviation as text, with '(n=2)' if it has less than ``seeds`` seeds; '-' where there is none."""
+    if value is None:
+        return '-'
+    return _number(value, digits, signed) + (f' (n={value.count})' if value.count < seeds else '')
 
 
 def _keys(summary: Summary) -> list[str]:

@@ -40,7 +40,8 @@ def test_the_highest_mean_delta_p_against_equal_weighting_of_the_same_seed(value
 def test_a_value_that_fails_on_a_task_is_not_chosen(values):
     rows = [row('ew', 0, 1.0), row(A, 0, math.nan), row(B, 0, 3.0)]
     found = choice.choose(values, [0], rows)
-    assert found == dict(chosen=B, scores={A: [None], B: pytest.approx([-200.0])})
+    hashes = {value.entry.label: value.config_hash for value in values}
+    assert found == dict(chosen=B, scores={A: [None], B: pytest.approx([-200.0])}, hashes=hashes)
     with pytest.raises(ValueError, match='no value of .* has finite metrics'):
         choice.choose(values, [0], [row('ew', 0, 1.0), row(A, 0, math.nan), row(B, 0, math.nan)])
 
@@ -91,6 +92,13 @@ def test_nyuv2_is_divided_and_its_test_images_are_in_no_loader(tmp_path):
     assert cfg.optim_wrapper.regularizers[0].lambda_tsr == '0.1'
     assert run.results == (('val', 'test_metrics.json'),) and '--split' not in test
     assert run.folder.parent.name == f'{A}@val' and part.config_hash != value.config_hash
+
+
+def test_a_value_is_chosen_by_the_mean_that_its_test_is(tmp_path):
+    options = Options(selection='last10')
+    (value, _) = load_contestants(NYUV2, [ENTRY], options)
+    (run,) = make_runs(tmp_path, [choice.on_parts(value, options)], [0], options, ['val'])
+    assert [name for name, _ in run.steps] == ['train'] and run.results == (('val', 'metrics.json'),)
 
 
 def test_pure_python_configs_are_compared_too(tmp_path):

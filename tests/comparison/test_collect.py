@@ -58,6 +58,19 @@ def test_the_rows_of_a_run_and_of_the_constants(tmp_path):
     assert (constant.seed, constant.value, constant.train_seconds, constant.sweep) == (None, 0.9, None, '{}')
 
 
+def test_commits_and_versions_are_those_of_all_that_the_numbers_come_from(tmp_path):
+    run = make_run(tmp_path)
+    attempts = [
+        dict(step='train', state='failed', commit='a', versions=dict(torch='1', threads='2')),
+        dict(step='train', state='done', commit='b', versions=dict(torch='1', threads='4')),
+        dict(step='test', state='failed', commit='c', versions=dict(torch='3')),
+        dict(step='test', state='done', commit='a', versions=dict(torch='1', threads='2')),
+    ]
+    write(run, attempts=attempts)
+    for row in collect.rows_of(run, 'tiny'):
+        assert row.commit == 'a and b' and json.loads(row.versions) == dict(torch='1', threads='2 and 4')
+
+
 def test_the_memory_is_that_of_the_gpu_where_there_is_one(tmp_path):
     run = make_run(tmp_path)
     log(run.folder / '1', *steps(0.1, memory=300), *steps(0.1, memory=400))

@@ -11,35 +11,7 @@ from mmrepmtl.comparison.execution import share_out
 from mmrepmtl.comparison.locks import FolderLock
 from mmrepmtl.comparison.plan import Options, write_plan
 from mmrepmtl.comparison.results_file import read_results, write_results
-from tests.cli.harness import TINY
-from tests.comparison.harness import ROW, variant
-
-SHORT = Options(cfg_options=('train_cfg.max_epochs=1',))
-
-
-def comparison(folder, *methods, seeds=(1,), options=SHORT, **more):
-    return Comparison(str(TINY), methods or ['ew'], seeds, folder, options, **more)
-
-
-def finish(made, value=1.0, **values):
-    """Writes what the jobs of the runs would have left; ``values`` are {split: {label: value}}."""
-    for run in made.runs:
-        about = dict(config_hash=run.contestant.config_hash, settings=run.contestant.settings)
-        done = [name for name, _ in run.steps]
-        results = dict(run.results)
-        label = run.contestant.entry.label
-        if label in values.get('test', {}):  # a test that is not planned yet
-            done, results = [*done, 'test'], results | dict(test='test_metrics.json')
-        for split, name in results.items():
-            (run.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            number = values.get(split, {}).get(label, value)
-            (run.folder / name).write_text(json.dumps(dict(metrics={'depth/abs_err': number}, meta={})))
-        record = about | dict(state='done', steps_done=done, attempts=[])
-        (run.folder / 'run.json').write_text(json.dumps(record))
-
-
-def states(made):
-    return [run.state for run in made.runs]
+from tests.comparison.harness import ROW, comparison, finish, states, variant
 
 
 def test_seeds_are_a_count_or_a_list():
@@ -66,6 +38,9 @@ def test_the_selection_decides_what_is_tested(tmp_path):
     validated = ('train_cfg.max_epochs=12', 'val_dataloader.dataset.split=test')
     (last10,) = comparison(tmp_path, options=Options(validated, 'last10')).runs
     assert [name for name, _ in last10.steps] == ['train'] and last10.results == (('test', 'metrics.json'),)
+    # Without that they would be numbers of the validation data.
+    with pytest.raises(ValueError, match='ew: --selection last10: .* test_dataloader has other data'):
+        comparison(tmp_path, options=Options(validated[:1], 'last10'))
     stl, best = comparison(tmp_path, 'stl', 'ew', options=Options((), 'best-val', 'depth/abs_err')).runs
     assert '--selection best-val' in ' '.join(stl.steps[0][1]) and '--selection-metric' not in stl.steps[0][1]
     assert best.steps[1][1][5].endswith('best.pth')
@@ -105,6 +80,8 @@ def test_the_value_that_is_chosen_is_added_and_stays_chosen(tmp_path, capsys):
     assert {row.selection for row in rows if row.label == values[9] and row.split == 'test'} == {
         'the best of 2 values on the validation data'
     }
+    # The other value is not missing in the table, and no method that a difference is corrected for.
+    assert 'No run is missing.' in (tmp_path / 'table.md').read_text()
     again = comparison(tmp_path, *methods, seeds=[3], select_on='val')
     planned = [(run.name, run.state) for run in again.runs if run.contestant.entry.label != 'ew']
     assert planned == [(f'{values[9]}, seed {seed}', 'done' if seed < 2 else 'missing') for seed in range(3)]
@@ -123,7 +100,36 @@ def test_another_config_is_refused_by_name_with_what_changed(tmp_path):
         comparison(folder, options=longer)
     with pytest.raises(ValueError, match=r'results.csv has ew, seed 0 with the config'):
         comparison(tmp_path / 'd', options=longer, known=[folder / 'results.csv'])
-    assert states(comparison(folder, 'uw', options=longer)) == ['missing']
+
+
+@pytest.mark.parametrize('damage', ['{"config_hash": "x', '[]', None])
+def test_a_damaged_record_is_no_missing_one(tmp_path, damage):
+    made = comparison(tmp_path, 'ew', 'uw')
+    finish(made)
+    record = made.runs[1].folder / 'run.json'
+    record.unlink()
+    if damage is None:
+        record.mkdir()
+    else:
+        record.write_text(damage)
+    with pytest.raises(
+        ValueError, match=r'run.json (cannot be read|is no record).*with which config uw, seed 0'
+    ) as error:
+        comparison(tmp_path, 'ew', 'uw')
+    assert str(made.runs[1].folder) in str(error.value)
+    shutil.rmtree(made.runs[1].folder)
+    assert states(comparison(tmp_path, 'ew', 'uw')) == ['done', 'missing']
+
+
+def test_a_metric_that_a_run_no_longer_has_goes_with_its_old_numbers(tmp_path):
+    made = comparison(tmp_path, 'ew', 'uw')
+    finish(made)
+    assert made.run(device='cpu') == 0
+    (tmp_path / 'results.csv').unlink()
+    again = comparison(tmp_path, 'ew', 'uw')
+    again.rows = [*made.rows, dataclasses.replace(made.rows[0], metric='depth/old')]
+    assert again.run(device='cpu') == 0
+    assert [(row.label, row.metric) for row in again.rows] == [('ew', 'depth/abs_err'), ('uw', 'depth/abs_err')]
 
 
 def test_a_config_of_its_own_is_measured_on_the_same_test_set(tmp_path):
@@ -155,7 +161,8 @@ def test_two_at_once_in_one_folder(tmp_path):
 def test_rows_that_another_call_has_written_meanwhile_stay(tmp_path):
     made = comparison(tmp_path, 'ew')
     finish(made)
-    row = dataclasses.replace(ROW, label='uw', config_hash='x', sweep='{}')
+    (other,) = comparison(tmp_path / 'other', 'uw').contestants
+    row = dataclasses.replace(ROW, label='uw', config_hash=other.config_hash, sweep='{}')
     write_results(tmp_path / 'results.csv', [row])
     assert made.run(device='cpu') == 0
     assert {row.label for row in read_results(tmp_path / 'results.csv')} == {'ew', 'uw'}

@@ -30,6 +30,27 @@ def test_names_two_names_and_config_files(tmp_path):
     assert [one.method_name for one in (stl, both, file)] == ['stl', 'pcgrad+rep-mtl', 'tiny']
 
 
+@pytest.mark.parametrize('values', ['', ':optim_wrapper.optimizer.lr=1'])
+@pytest.mark.parametrize('name', ['stl', 'ew', 'rep-mtl', 'pcgrad+rep-mtl'])
+def test_a_config_file_does_not_pass_for_a_method(tmp_path, name, values):
+    file = tmp_path / f'{name}.py'
+    file.write_text(f'_base_ = {CONFIG!r}\n')
+    with pytest.raises(ValueError, match='which is the name of a method; rename the config file') as error:
+        entries(f'{file}{values}')
+    assert str(file) in str(error.value)
+
+
+def test_a_config_file_does_not_pass_for_a_method_of_this_package_beside_overlays_of_its_own(tmp_path):
+    overlays = tmp_path / '_base_' / 'methods'
+    overlays.mkdir(parents=True)
+    (overlays / 'mine.py').write_text("_base_ = 'mmrepmtl::_base_/methods/ew.py'\n")
+    for name in ('base', 'stl', 'mine'):
+        (tmp_path / f'{name}.py').write_text(f'_base_ = {CONFIG!r}\n')
+    for name in ('stl', 'mine'):
+        with pytest.raises(ValueError, match='which is the name of a method'):
+            parse_entries([str(tmp_path / f'{name}.py')], str(tmp_path / 'base.py'))
+
+
 def test_bars_make_one_entry_for_each_combination_of_values():
     found = entries('rep-mtl:lambda_tsr=0.1|0.3,lambda_csa=0.2|0.4', 'ew:optim_wrapper.optimizer.betas=(0.9,0.99)')
     assert [one.label for one in found] == [

@@ -16,10 +16,12 @@ from PIL import Image
 
 from mmrepmtl.apis.config_file import read_config
 from mmrepmtl.apis.loading import load_model
-from mmrepmtl.comparison.report import pictures, write_reports
+from mmrepmtl.comparison.report import pictures, sections, write_reports
 from mmrepmtl.comparison.report.figures import draw_bars, draw_curves, draw_forest
-from mmrepmtl.comparison.report.history import Curve, curves, log_folders, mean_curve, read_history, run_folder
+from mmrepmtl.comparison.report.gather import Material
+from mmrepmtl.comparison.report.history import Curve, curves, log_folders, read_history, run_folder
 from mmrepmtl.comparison.summary import summarize
+from mmrepmtl.comparison.tables import PRELIMINARY
 from mmrepmtl.registry import DATASETS
 from mmrepmtl.visualization import colour_segmentation
 from tests.comparison.folder import LABELS, TASKS, make_folder, train_line, write_log
@@ -78,33 +80,6 @@ def test_curves_are_means_over_seeds_at_common_steps(made):
     assert not {'lr', 'time', 'data_time', 'step', 'iter', 'epoch'} & set(curves({'ew': runs}, 'train'))
 
 
-def test_long_curves_are_thinned_to_means_of_neighbours_and_odd_values_left_out():
-    run = {step: float(step % 7) for step in range(1000)}
-    found = mean_curve([run, run])
-    assert (
-        len(found.steps) == 112
-        and found.steps[0] == 4
-        and found.values[1] == pytest.approx(np.mean([step % 7 for step in range(9, 18)]))
-    )
-    assert mean_curve([{1: 1.0, 2: float('nan'), 3: 5.0}, {1: 3.0, 2: 1.0, 4: 7.0}]) == Curve([1], [2.0])
-    assert mean_curve([{}, {}]) == Curve([], [])
-
-
-def test_a_resumed_run_overwrites_what_it_repeats_and_damaged_lines_are_counted(tmp_path):
-    write_log(tmp_path, [dict(lr=1, step=1, a=1.0), dict(lr=1, step=2, a=2.0), '{"lr": 1, "st'], '20260101_000000')
-    write_log(tmp_path, [dict(lr=1, step=2, a=5.0), '[1]', dict(lr=1, a=1.0)], '20260102_000000')
-    found = read_history([tmp_path])
-    assert found.train == {'a': {1: 1.0, 2: 5.0}} and found.unreadable == 3
-
-
-def test_what_is_measured_now_and_then_is_a_point_where_it_was_measured(tmp_path):
-    values = [0.5, 0.5, 0.5, 0.7, 0.7, 0.5]
-    name = 'task_gradients/cos/a-b'
-    write_log(tmp_path, [{'lr': 1, 'step': 10 * i, name: v, 'raw/a': 2.0} for i, v in enumerate(values, 1)])
-    found = read_history([tmp_path]).train
-    assert found[name] == {10: 0.5, 40: 0.7, 60: 0.5} and len(found['raw/a']) == 6
-
-
 def test_the_baselines_tasks_have_folders_of_their_own(made):
     folder, _, _ = made
     assert [path.name for path in log_folders(run_folder(folder, 'stl', 0), 'stl')] == sorted(TASKS)
@@ -146,6 +121,13 @@ def test_a_logarithmic_axis_has_ticks_and_needs_a_range():
 
     assert {'1', '10', '100', '200', '500'} <= ticks(wide) and {'1.0', '2.0', '3.0'} <= ticks(narrow)
     assert '2.0' not in ticks({'ew': Curve([0.0, 1.0], [-1.0, 900.0])}) and '1' not in ticks({'ew': Curve([0], [-1.0])})
+
+
+def test_what_is_not_equal_in_all_runs_is_said_also_where_each_run_has_both():
+    rows = make_rows({'stl': 0, 'ew': 1}, seeds=(0,))
+    rows = [replace(row, versions='{"torch": "1 and 2", "timm": "1"}') for row in rows]
+    text = sections.about(Material('made', summarize(rows), rows))
+    assert '<b>Not equal in all runs</b><ul><li>torch</li></ul>' in text and 'torch 1 and 2; timm 1' in text
 
 
 def path_ends(svg: str, name: str) -> list[tuple[float, float]]:
@@ -268,7 +250,8 @@ def test_a_whole_report_has_every_part(made):
     assert {f'{label}: {task}' for label in LABELS for task in TASKS} <= {attrs['alt'] for attrs in images}
     assert 'famo: no finished run of all seeds' in page.sections['']
     assert 'Rep-MTL (paper)' not in text and 'the paper has no table for this data set' in page.sections['published']
-    for entry in summarize(rows).differences()['ew-log']:
+    assert PRELIMINARY in page.sections['differences']
+    for entry in summarize(rows, [*LABELS, 'famo']).differences()['ew-log']:
         assert entry.verdict in page.sections['differences']
     assert 'Not here' not in ''.join(
         page.sections[name] for name in ('curves', 'saliency', 'conflict', 'samples', 'cost')

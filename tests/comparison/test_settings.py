@@ -41,6 +41,18 @@ def test_what_changes_the_numbers_changes_the_hash_and_is_named(options, said):
     assert differences(before, after) == said
 
 
+def test_the_interval_of_checkpoints_counts_where_the_end_has_none():
+    def hashed(**checkpoint):
+        return settings_hash(
+            settings(**{f'default_hooks__checkpoint__{key}': value for key, value in checkpoint.items()})
+        )
+
+    assert hashed(interval=2, save_last=True) == hashed(interval=3) == settings_hash(settings())
+    assert len({hashed(interval=2, save_last=False), hashed(interval=3, save_last=False), hashed(interval=2)}) == 3
+    # How many are kept is no matter.
+    assert hashed(save_last=False, max_keep_ckpts=1) == hashed(save_last=False, max_keep_ckpts=2)
+
+
 def test_the_order_of_heads_counts_and_that_of_other_keys_does_not():
     before = settings()
     heads = before['model']['heads']

@@ -86,6 +86,47 @@ def test_missing_runs_and_numbers_are_said():
     assert not found.methods['odd'].metrics
 
 
+def test_a_mean_over_two_configs_is_refused():
+    rows = make_rows()
+    other = [make_row('uw', 3, metric, 1.0, config_hash='other') for metric in METRICS]
+    with pytest.raises(ValueError, match='uw has rows of two configs, 0123456789abcdef and other'):
+        summarize([*rows, *other])
+    # Validation rows may come from parts of the training images.
+    elsewhere = [make_row('uw', 0, metric, 1.0, config_hash='other', split='val') for metric in METRICS]
+    assert summarize([*rows, *elsewhere]).seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize('value', [math.nan, None])
+def test_a_method_that_has_lost_a_seed_has_no_rank_and_its_differences_are_preliminary(value):
+    # The seed in which it diverged would have been its worst.
+    rows = [
+        make_row(row.label, row.seed, row.metric, math.nan) if (row.label, row.seed) == ('uw', 2) else row
+        for row in make_rows()
+    ]
+    rows = [row for row in rows if math.isfinite(row.value) or value is not None]
+    found = summarize(rows)
+    assert found.methods['uw'].rank is None and found.methods['uw'].metrics['depth/abs_err'].count == 2
+    others = [found.methods[label].rank for label in found.competitors if label != 'uw']
+    assert sum(others) / 5 == pytest.approx(3)  # the ranks 1 to 5 among themselves
+    (entry,) = [entry for entry in found.differences()['stl'] if entry.label == 'uw']
+    assert found.preliminary and 'preliminary; ' in entry.verdict and '2 of 3 seeds' in entry.verdict
+    assert not summarize(make_rows()).preliminary
+
+
+def test_differences_are_corrected_over_the_methods_that_are_planned():
+    whole = summarize(make_rows()).differences()
+    labels = ['stl', 'ew', 'ew-log', 'uw', 'db-mtl', 'cagrad', 'rep-mtl']
+    early = summarize([row for row in make_rows() if row.label in labels[:4]], order=labels)
+    assert early.preliminary and not summarize(make_rows(), order=labels).preliminary
+    for reference, count in dict(stl=6, ew=5).items():
+        assert {entry.family for entry in early.differences()[reference]} == {count}
+        assert {entry.family for entry in whole[reference]} == {count}
+    # The baseline is another one as long as the single-task runs are missing.
+    waiting = summarize([row for row in make_rows() if row.label != 'stl'], order=labels)
+    assert waiting.baseline == 'ew' and waiting.preliminary
+    assert {entry.family for entry in waiting.differences()['ew']} == {5}
+
+
 def test_order_is_that_of_the_command_after_the_baselines():
     rows = make_rows({'rep-mtl': 1, 'ew': 0, 'stl': 0})
     assert list(summarize(rows, order=['ew', 'stl', 'rep-mtl']).methods) == ['constant', 'stl', 'ew', 'rep-mtl']

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from mmrepmtl.comparison.summary import summarize
-from mmrepmtl.comparison.tables import cells_of, columns_of, definitions, latex_table, markdown_table
+from mmrepmtl.comparison.tables import PRELIMINARY, cells_of, columns_of, definitions, latex_table, markdown_table
 from tests.comparison.numbers import make_row, make_rows
 
 
@@ -60,6 +60,23 @@ def test_equal_methods_share_a_place_and_a_method_alone_has_none():
     assert {cell.place for label, own in cells_of(summarize(rows)).items() for cell in own} == {0}
     alone = cells_of(summarize(make_rows({'stl': 0, 'ew': 1})))
     assert {cell.place for cell in alone['ew']} == {0}
+
+
+def test_a_mean_without_a_seed_says_so_and_has_no_place():
+    rows = make_rows({'stl': 0, 'ew': -2, 'uw': 0, 'rep-mtl': 20}, noise=0.001)
+    assert read_markdown(markdown_table(summarize(rows)))['rep-mtl']['semseg/mIoU ↑'].startswith('**')
+    rows = [row for row in rows if (row.label, row.seed, row.metric) != ('rep-mtl', 1, 'semseg/mIoU')]
+    summary = summarize(rows)
+    table = read_markdown(markdown_table(summary))
+    own = table['rep-mtl']
+    assert own['semseg/mIoU ↑'].endswith(' (n=2)') and '**' not in own['semseg/mIoU ↑']
+    assert own['Delta p, tasks ↑'].endswith(' (n=2)') and '**' not in own['Delta p, tasks ↑']
+    assert own['mean rank ↓'] == '-' and own['depth/rel\\_err ↓'].startswith('**')
+    assert table['uw']['semseg/mIoU ↑'].startswith('**') and '(n=' not in table['constant']['semseg/mIoU ↑']
+    assert ' (n=2)' in check_latex(latex_table(summary))[4][1]
+    assert '"n=" beside a number: it is the mean of so many of the 3 seeds' in ' '.join(definitions(summary))
+    assert '"n="' not in ' '.join(definitions(summarize(make_rows())))
+    assert PRELIMINARY in markdown_table(summary) and PRELIMINARY not in markdown_table(summarize(make_rows()))
 
 
 def test_one_seed_has_no_deviation_and_no_interval():

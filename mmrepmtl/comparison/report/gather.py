@@ -68,7 +68,7 @@ def gather(work_dir: Path, rows: Sequence[Row], pictures: bool = True) -> Materi
     """
     plan = read_plan(work_dir)
     order, seeds = list(plan.get('methods') or []), list(plan.get('seeds') or [])
-    material = Material(work_dir.resolve().name, summarize(rows, order, seeds), rows)
+    material = Material(work_dir.resolve().name, summarize(rows, _to_test(plan, order), seeds), rows)
     if any(row.split == 'val' for row in rows):
         material.chosen = summarize(rows, order, split='val')
     _read_logs(work_dir, material)
@@ -93,6 +93,13 @@ def read_plan(work_dir: Path) -> dict[str, Any]:
     if not isinstance(plan, dict):
         raise ValueError(f'{file} is no plan of a comparison; remove it, it is written anew')
     return plan
+
+
+def _to_test(plan: dict[str, Any], methods: Sequence[str]) -> list[str]:
+    """The methods without the values of sweeps that were not chosen, which are not tested."""
+    entries, choices = plan.get('entries') or {}, plan.get('choices') or {}
+    chosen = {label: choices.get((entries.get(label) or {}).get('group')) for label in methods}
+    return [label for label, choice in chosen.items() if choice is None or choice.get('chosen') == label]
 
 
 def _read_logs(work_dir: Path, material: Material) -> None:

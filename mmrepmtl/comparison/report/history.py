@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,17 +52,35 @@ def log_folders(folder: Path, label: str) -> list[Path]:
 
 
 def read_history(folders: Iterable[Path]) -> History:
-    """Reads the logs in work directories; where a resumed run repeats a step, the later one counts."""
+    """Reads the logs in work directories; where a resumed run repeats a step, the later one counts.
+
+    Args:
+        folders: One, or of the single-task baseline one per task. What several of them log by one name, such as 'loss',
+            is another number in each and is named 'FOLDER/loss'.
+    """
+    parts = {folder.name: _read(folder) for folder in folders}
+    found = History(unreadable=sum(part.unreadable for part in parts.values()))
+    for kind in ('train', 'val'):
+        counts = Counter(name for part in parts.values() for name in getattr(part, kind))
+        for folder, part in parts.items():
+            named = {
+                name if counts[name] == 1 else f'{folder}/{name}': values
+                for name, values in getattr(part, kind).items()
+            }
+            getattr(found, kind).update(named)
+    return found
+
+
+def _read(folder: Path) -> History:
     found = History()
-    for folder in folders:
-        for file in sorted(folder.glob('*/vis_data/scalars.json')):
-            for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    found.unreadable += 1
-                    continue
-                _add(found, entry)
+    for file in sorted(folder.glob('*/vis_data/scalars.json')):
+        for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                found.unreadable += 1
+                continue
+            _add(found, entry)
     for name, values in found.train.items():
         if name.startswith(_NOW_AND_THEN):
             found.train[name] = _without_repeats(values)

@@ -36,15 +36,15 @@ def published_table(material: Material) -> PublishedTable | None:
         key: digits_of([own.metrics[key].mean for own in summary.methods.values() if key in own.metrics])
         for key in keys
     }
-    rows = []
+    rows, seeds = [], len(summary.seeds)
     for label, row in material.published.items():
         own = summary.methods[label]
         theirs = [f'{row.metrics[key]:g}' if key in row.metrics else '-' for key in keys]
         delta = '-' if row.delta_task is None else f'{row.delta_task:+.2f}'
         delta += '' if row.deviation is None else f' ± {row.deviation:.2f}'
-        ours = [format_estimate(own.metrics.get(key), digits[key]) for key in keys]
+        ours = [format_estimate(own.metrics.get(key), digits[key], seeds=seeds) for key in keys]
         rows.append((True, [f'{row.name} (paper)', *theirs, delta]))
-        rows.append((False, [f'{label} (ours)', *ours, format_estimate(own.delta(), signed=True)]))
+        rows.append((False, [f'{label} (ours)', *ours, format_estimate(own.delta(), signed=True, seeds=seeds)]))
     different = [fact.what for fact in material.facts if fact.differs]
     told = (
         f'The set-ups differ in {", ".join(different)}: the numbers cannot be compared with each other, only the order '

@@ -8,10 +8,10 @@ from mmrepmtl.comparison.report.figures import Panels, draw_bars, draw_curves, d
 from mmrepmtl.comparison.report.gather import Material
 from mmrepmtl.comparison.report.history import curves
 from mmrepmtl.comparison.report.published import published_table
-from mmrepmtl.comparison.results_file import CONSTANT, STL
+from mmrepmtl.comparison.results_file import AND, CONSTANT, STL
 from mmrepmtl.comparison.statistics import LEVEL
 from mmrepmtl.comparison.summary import Summary
-from mmrepmtl.comparison.tables import cells_of, columns_of, definitions
+from mmrepmtl.comparison.tables import PRELIMINARY, cells_of, columns_of, definitions
 
 #: Names in the logs: losses as the model gives them, and what the engine measures of the gradients of the tasks at Z.
 LOSSES, COSINES, NORMS = 'raw/', 'task_gradients/cos/', 'task_gradients/norm/'
@@ -33,12 +33,14 @@ def differences(material: Material) -> str:
     parts.append(
         _note(
             'Small dots: one seed each. Ring: their mean, filled where the difference is clear. Thick: the '
-            f"{100 * LEVEL:g} % interval of this comparison alone; thin: at the level of Holm's correction over the "
-            'methods of the panel. '
+            f'{100 * LEVEL:g} % interval of this comparison alone; thin: those of all methods of the panel together '
+            "(Bonferroni). Clear is what Holm's p says, which is a little less strict than the thin interval. "
             f'Delta p is against {baseline}, mean over tasks; the other panels show differences of it, paired by seed. '
             'An interval assumes normal differences, and is wide for few seeds; one beyond the panel is cut.'
         )
     )
+    if material.summary.preliminary:
+        parts.append(_note(PRELIMINARY))
     order = [name for name in ('ew-log', 'ew', STL) if name in groups]
     by_name = {name: [entry.verdict for entry in groups[name]] for name in order}
     for number, (name, sentences) in enumerate(by_name.items()):
@@ -270,8 +272,8 @@ def about(material: Material) -> str:
     found: dict[str, dict[str, None]] = {}
     for row in material.rows:
         for name, value in json.loads(row.versions).items():
-            found.setdefault(str(name), {})[str(value)] = None
-    versions = '; '.join(f'{name} {" and ".join(values)}' for name, values in found.items())
+            found.setdefault(str(name), {}).update(dict.fromkeys(str(value).split(AND)))
+    versions = '; '.join(f'{name} {AND.join(values)}' for name, values in found.items())
     mixed = [name for name, values in found.items() if len(values) > 1]
     warning = missing('Not equal in all runs', mixed) if mixed else ''
     heads = ''.join(f'<th class="text">{name}</th>' for name in head)
