@@ -3,7 +3,7 @@
 The saliency of a task is the gradient of its loss at the shared representation Z. Two penalties on it join the
 objective: TSR (:mod:`~mmrepmtl.methods.tsr`) and CSA (:mod:`~mmrepmtl.methods.csa`).
 
-Dimensions: T tasks, B samples, C channels, N positions.
+Dimensions: L levels, T tasks, B samples, C channels, N positions.
 """
 
 import math
@@ -159,6 +159,9 @@ class RepMTL(Regularizer):
         self._squares: dict[int, Tensor] = {}
         self._watch = Watch()
         self._checked: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f'RepMTL({self.extra_repr()})'  # one line: its parts have no settings of their own
 
     def extra_repr(self) -> str:
         """The settings, for the log."""
@@ -335,7 +338,7 @@ class RepMTL(Regularizer):
         self._squares = {index: torch.stack([pair[0] * applied**2, pair[1]]) for index, pair in squares.items()}
         carrier = total.new_zeros(())
         for index, source in unique.items():
-            carrier = carrier + (source.to(total.dtype) * gradients[index].mul_(applied)).sum()
+            carrier = carrier + (source.to(total.dtype) * gradients[index] * applied).sum()
         terms = {name: applied * term.detach() for name, term in terms.items()}
         name = 'loss_csa' if self.lambda_csa else 'loss_tsr'
         terms[name] = terms[name] + (carrier - carrier.detach())

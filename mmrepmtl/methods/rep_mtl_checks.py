@@ -1,4 +1,7 @@
-"""Checks of the arguments of RepMTL, and its warnings, each given once."""
+"""Checks of the arguments of RepMTL, and its warnings, each given once.
+
+Dimensions: L levels, T tasks.
+"""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The inputs of RepMTL: the tensors that each loss is differentiated by, and the facts about all processes."""
+"""The inputs of RepMTL: the tensors that each loss is differentiated by, and the facts about all processes.
+
+Dimensions: T tasks.
+"""
 
 from collections.abc import Mapping
 

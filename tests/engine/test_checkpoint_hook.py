@@ -182,13 +182,13 @@ def full_disk(monkeypatch, name: str) -> None:
             self._file.write(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    original = files._open_temporary
+    original = files.open_temporary
 
-    def opened(path):
-        temporary, file = original(path)
+    def opened(path, ending=''):
+        temporary, file = original(path, ending)
         return temporary, Full(file) if Path(path).name == name else file
 
-    monkeypatch.setattr(files, '_open_temporary', opened)
+    monkeypatch.setattr(files, 'open_temporary', opened)
 
 
 @pytest.mark.parametrize('hook', ['CheckpointHook', PlainHook])

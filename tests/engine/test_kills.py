@@ -51,8 +51,8 @@ def die_at(step: int | None) -> list[str]:
             self._file.flush()
             counted('write', self._file.write)(data[half:])
 
-    opened = files._open_temporary
-    files._open_temporary = lambda path: (lambda pair: (pair[0], Halves(pair[1])))(opened(path))
+    opened = files.open_temporary
+    files.open_temporary = lambda *given: (lambda pair: (pair[0], Halves(pair[1])))(opened(*given))
     for name in ('replace', 'remove', 'fsync'):
         setattr(os, name, counted(name, getattr(os, name)))
     return steps

@@ -24,7 +24,7 @@ optim_wrapper = dict(
     loss_transform='log',
     weighting=dict(type=EqualWeighting),
     aggregator=None,
-    regularizers=[dict(type=RepMTL, lambda_tsr=0.9, lambda_csa=0.9)],
+    regularizers=[dict(type=RepMTL, lambda_tsr=0.9, lambda_csa=0.9, target_ratio=0.05, through='representation')],
     diagnostics_interval=1,
 )
 custom_hooks = [dict(type=ResumeHook), dict(type=MetricsFileHook), dict(type=CountingHook)]

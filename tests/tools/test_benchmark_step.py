@@ -166,7 +166,8 @@ def test_all_is_every_overlay_but_stl_and_each_makes_a_step(tool, steps, make):
     [
         ('plain', (3, 3)),
         ('ew', (3, 3)),
-        ('rep-mtl', (6, 3)),
+        ('rep-mtl', (7, 3)),
+        ('rep-mtl-paper', (6, 3)),
         ('pcgrad', (3, 7)),
         ('pcgrad@representation', (3, 3)),
         ('graddrop', (3, 3)),
