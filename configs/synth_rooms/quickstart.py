@@ -27,7 +27,7 @@ model = dict(
         normal=dict(decoder=_decoder),
     ),
 )
-train_dataloader = dict(batch_size=16, dataset=dict(num_samples=1000))
+train_dataloader = dict(batch_size=16, dataset=dict(num_samples=900))
 val_dataloader = dict(batch_size=32)
 test_dataloader = dict(batch_size=32)
 train_cfg = dict(max_epochs=5, val_interval=5)
@@ -39,6 +39,6 @@ default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1)
 optim_wrapper = dict(
     optimizer=dict(_base_._optimizer, lr=2e-3),
     shared='encoder',
-    # At every second step it takes half the time; its weight is doubled there.
-    regularizers=[dict(type='RepMTL', lambda_tsr=0.02, lambda_csa=0.05, through='representation', interval=2)],
+    # At every fourth step it takes a quarter of the time; its weight is four times as large there.
+    regularizers=[dict(type='RepMTL', lambda_tsr=0.02, lambda_csa=0.05, through='representation', interval=4)],
 )
